@@ -1,0 +1,3 @@
+"""relay: a streaming reverse proxy for LLM APIs."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,153 @@
+"""The configuration the rest of the relay sees: one frozen tree whose references are objects, built by `load`.
+
+Durations are seconds, sizes bytes. A reload builds a new tree; running exchanges keep the one they began with.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Secret:
+    """A value that never prints: `repr` and `str` show asterisks; `reveal` is the only way to it."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        """Return the value itself, for the one place that sends it."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return "***"
+
+    __str__ = __repr__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._value == self._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """Bounds of every wait on an upstream or a client, in seconds. All are finite."""
+
+    connect: float = 5.0
+    first_token: float = 120.0
+    between_tokens: float = 120.0
+    write: float = 30.0
+    total: float = 3600.0
+
+
+class Kind(Enum):
+    """How to speak to an upstream."""
+
+    OPENAI = "openai"
+    DEMO = "demo"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upstream:
+    """An origin the relay calls."""
+
+    name: str
+    kind: Kind = Kind.OPENAI
+    base_url: str
+    """Scheme, host, port and path prefix, without a trailing slash; empty for the demo until it listens."""
+    api_key: Secret | None = None
+    api_key_file: str | None = None
+    """File that holds the credential; read again when it changes."""
+    is_passthrough: bool = False
+    """Whether the caller's own credential and organization are sent instead of ours."""
+    forward_headers: frozenset[bytes] = frozenset()
+    """Further request headers that may pass, in lower case."""
+    allow_private: bool = False
+    ca_file: str | None = None
+    proxy: str | None = None
+    """http://host:port of a proxy reached by CONNECT; None for a direct connection."""
+    done_optional: bool = False
+    """Quirk: a stream may end after its finish_reason without `[DONE]`."""
+    timeouts: Timeouts = field(default_factory=Timeouts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """One upstream and the model's name there."""
+
+    upstream: Upstream
+    model: str | None
+    """The name at the upstream; `*` stands for what the route's wildcard matched; None only for a request without a model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """A model name, or a pattern that ends in `*`, and where it goes."""
+
+    name: str
+    targets: tuple[Target, ...]
+    timeouts: Timeouts
+
+    @property
+    def is_wildcard(self) -> bool:
+        """Tell whether the name is a pattern."""
+        return self.name.endswith("*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """A virtual key: who calls, and what for."""
+
+    name: str
+    routes: frozenset[str] | None = None
+    """Names of the routes this key may use; None for all."""
+    is_enabled: bool = True
+    expires_at: float | None = None
+    """Unix time after which the key is unknown; None for never."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """The listener and its limits."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    max_body: int = 32 * 2**20
+    max_header: int = 32 * 2**10
+    max_connections: int | None = None
+    """None: half of what RLIMIT_NOFILE allows."""
+    cors_origins: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses or networks whose X-Forwarded-For is believed."""
+    loop: str = "auto"
+    """auto (uvloop where it is installed), uvloop or asyncio."""
+    drain: float = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics:
+    """Where /metrics is served: on the main listener when `host` is None."""
+
+    host: str | None = None
+    port: int = 9464
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything the relay was told."""
+
+    server: Server = field(default_factory=Server)
+    upstreams: Mapping[str, Upstream]
+    routes: Mapping[str, Route]
+    keys: Mapping[bytes, Key] = field(default_factory=dict)
+    """SHA-256 digest of a key -> the key. Empty: no key is asked for."""
+    metrics: Metrics = field(default_factory=Metrics)
+    default_model: str | None = None
+    """What answers for requests that name no model."""
+    warnings: tuple[str, ...] = ()
+    """What the loader accepted but a person should know."""
+    source: str = "environment"
+    """The file this came from, for messages."""

@@ -1,0 +1,304 @@
+"""The records of one request: what came, what was tried, what was measured, how it ended.
+
+Everything that travels between rooms is frozen, except `Exchange` and the `Attempt`s in it (mutated by `forward`
+alone) and `StreamMeter` (a few stores per event, by the observer of one attempt).
+Instants (`_at`) are seconds of the loop's monotonic clock.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
+
+from relay.config.tree import Key, Route, Target, Upstream
+
+Headers = tuple[tuple[bytes, bytes], ...]
+"""Header lines as they stood on the wire, in order: (name, value), names in their own spelling."""
+
+
+class Outcome(Enum):
+    """How an exchange ended: a closed set, the same word in the log, the metrics and the trace."""
+
+    COMPLETE = "complete"
+    INVALID_REQUEST = "invalid_request"
+    UNAUTHORIZED = "unauthorized"
+    RATE_LIMITED = "rate_limited"
+    REJECTED = "rejected"
+    OVERLOADED = "overloaded"
+    UPSTREAM_FAILED = "upstream_failed"
+    UPSTREAM_CUT = "upstream_cut"
+    UPSTREAM_STALLED = "upstream_stalled"
+    UPSTREAM_ERROR = "upstream_error"
+    DRAINED = "drained"
+    INTERNAL_ERROR = "internal_error"
+    CLIENT_GONE = "client_gone"
+    CLIENT_STALLED = "client_stalled"
+    LIMIT_REACHED = "limit_reached"
+
+
+GOOD: Final = frozenset({Outcome.COMPLETE})
+BAD: Final = frozenset(
+    {
+        Outcome.OVERLOADED,
+        Outcome.UPSTREAM_FAILED,
+        Outcome.UPSTREAM_CUT,
+        Outcome.UPSTREAM_STALLED,
+        Outcome.UPSTREAM_ERROR,
+        Outcome.DRAINED,
+        Outcome.INTERNAL_ERROR,
+    }
+)
+"""Outcomes that count against the service level; the rest of the set counts for neither side."""
+
+
+class State(Enum):
+    """Where an exchange is: the client has nothing yet until COMMITTED."""
+
+    RECEIVED = "received"
+    TRYING = "trying"
+    COMMITTED = "committed"
+    ENDED = "ended"
+
+
+TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
+    State.RECEIVED: frozenset({State.TRYING, State.ENDED}),
+    State.TRYING: frozenset({State.COMMITTED, State.ENDED}),
+    State.COMMITTED: frozenset({State.ENDED}),
+    State.ENDED: frozenset(),
+}
+
+
+class Operation(Enum):
+    """What is asked for: a closed set for metrics, and the choice of how a body is read."""
+
+    CHAT = "chat"
+    COMPLETIONS = "completions"
+    EMBEDDINGS = "embeddings"
+    RESPONSES = "responses"
+    MODERATIONS = "moderations"
+    MODELS = "models"
+    REALTIME = "realtime"
+    OTHER = "other"
+
+
+class Framing(Enum):
+    """How the end of an upstream's body is told (RFC 9112 section 6)."""
+
+    LENGTH = "length"
+    CHUNKED = "chunked"
+    CLOSE = "close"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JsonBody:
+    """What the relay acts on in a strictly parsed request body (ruling 14). Spans are byte offsets into `raw`."""
+
+    raw: bytes
+    model: str | None
+    model_span: tuple[int, int] | None
+    """Where the JSON value of `model` stands, quotes included; None when the body has no such member."""
+    insert_at: int
+    """Offset just after the opening brace, where a missing `model` can be put."""
+    is_empty: bool
+    """Whether the object has no member at all."""
+    stream: bool
+    include_usage: bool
+    store: bool
+    background: bool
+    previous_response_id: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientRequest:
+    """One request of a client, head and (for the parsed endpoints) body."""
+
+    id: str
+    method: str
+    path: str
+    """Path as it stood on the wire, percent-encoding untouched, without the query."""
+    query: str | None
+    """Query as it stood on the wire, without the question mark; None when there was none."""
+    headers: Headers
+    operation: Operation
+    received_at: float
+    client_ip: str
+    body: JsonBody | None = None
+    model: str | None = None
+    """The name the client asks for: from the body, else from `?model=` on opaque paths."""
+    key: Key | None = None
+    is_stream: bool = False
+    has_chunks: bool = True
+    """Whether the client speaks HTTP/1.1 and so understands chunked framing."""
+
+    @property
+    def is_head(self) -> bool:
+        """Tell whether the answer must have no body."""
+        return self.method == "HEAD"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpstreamRequest:
+    """What goes onto an upstream's connection: the whole head as bytes, and the body when it is at hand."""
+
+    upstream: Upstream
+    method: str
+    head: bytes
+    """Request line and headers, the empty line included."""
+    body: bytes
+    """Body bytes; empty for none, and for an upload that is streamed."""
+    is_upload: bool = False
+    """Whether the body is streamed from the client instead (then `body` is empty and the request is sent once)."""
+    upload_chunked: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResponseHead:
+    """An upstream's response head. The reason phrase is dropped on purpose (A40)."""
+
+    status: int
+    headers: Headers
+    framing: Framing
+    content_length: int | None
+    content_type: bytes
+    """Media type in lower case without parameters; empty when the upstream named none."""
+    is_encoded: bool
+    """Whether a Content-Encoding other than identity covers the body."""
+    received_at: float
+
+    @property
+    def is_event_stream(self) -> bool:
+        """Tell whether the body is server-sent events that can be read."""
+        return self.content_type == b"text/event-stream"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Tokens as the upstream reported them; `cached` is part of `input`, `reasoning` part of `output`."""
+
+    input: int
+    output: int
+    cached: int = 0
+    reasoning: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventError:
+    """An error event of an upstream. `status` is what an HTTP status would have been."""
+
+    status: int
+    type: str | None
+    code: str | None
+
+
+@dataclass(slots=True)
+class StreamMeter:
+    """Marks of one attempt's answer. Plain stores: read once, when the exchange is over."""
+
+    first_event_at: float | None = None
+    first_reasoning_at: float | None = None
+    first_content_at: float | None = None
+    """First text, reasoning or tool-call event."""
+    last_content_at: float = 0.0
+    content_events: int = 0
+    terminal_at: float | None = None
+    """When the protocol's own terminator was read."""
+    finish_reason: str | None = None
+    usage: Usage | None = None
+    error: EventError | None = None
+    response_id: str | None = None
+    malformed_events: int = 0
+    oversized_events: int = 0
+    bytes_in: int = 0
+    last_byte_at: float = 0.0
+
+
+class AttemptResult(Enum):
+    """How one attempt ended: the `result` label of relay_upstream_attempts_total."""
+
+    SUCCESS = "success"
+    CONNECT_ERROR = "connect_error"
+    DNS_ERROR = "dns_error"
+    TLS_ERROR = "tls_error"
+    TIMEOUT_CONNECT = "timeout_connect"
+    TIMEOUT_FIRST_TOKEN = "timeout_first_token"
+    TIMEOUT_IDLE = "timeout_idle"
+    TIMEOUT_TOTAL = "timeout_total"
+    HTTP_401 = "http_401"
+    HTTP_402 = "http_402"
+    HTTP_403 = "http_403"
+    HTTP_429 = "http_429"
+    HTTP_4XX = "http_4xx"
+    HTTP_5XX = "http_5xx"
+    REDIRECT = "redirect"
+    PROTOCOL_ERROR = "protocol_error"
+    STREAM_BROKEN = "stream_broken"
+    ERROR_EVENT = "error_event"
+    EMPTY = "empty"
+    CANCELLED = "cancelled"
+
+
+@dataclass(slots=True, kw_only=True)
+class Attempt:
+    """One try at one target."""
+
+    target: Target
+    started_at: float
+    sent_at: float | None = None
+    """When the first request byte went out; None while nothing was sent, and then the attempt does not count."""
+    head: ResponseHead | None = None
+    meter: StreamMeter = field(default_factory=StreamMeter)
+    result: AttemptResult | None = None
+    error_code: str | None = None
+    is_resend: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class Exchange:
+    """One client request and all that came of it: the only record that changes while the request lives."""
+
+    request: ClientRequest
+    state: State = State.RECEIVED
+    route: Route | None = None
+    attempts: list[Attempt] = field(default_factory=list)
+    status: int | None = None
+    outcome: Outcome | None = None
+    error_code: str | None = None
+    committed_at: float | None = None
+    first_write_at: float | None = None
+    first_content_written_at: float | None = None
+    bytes_out: int = 0
+    backpressure_seconds: float = 0.0
+    is_rewritten: str | None = None
+    """Why the bytes are not the upstream's own, or None when they are."""
+
+    def move(self, state: State) -> None:
+        """Enter `state`; raises ValueError when the table has no such step."""
+        if state not in TRANSITIONS[self.state]:
+            raise ValueError(f"no step from {self.state} to {state}")
+        self.state = state
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """The frozen record of an ended exchange, observed once by metrics and log."""
+
+    request: ClientRequest
+    outcome: Outcome
+    status: int
+    """HTTP status sent; 499 when the client left before one was."""
+    error_code: str | None
+    route: str | None
+    upstream: str | None
+    attempts: tuple[Attempt, ...]
+    is_stream: bool
+    duration_seconds: float
+    ttft_seconds: float | None
+    upstream_ttft_seconds: float | None
+    inter_token_seconds: float | None
+    overhead_seconds: float | None
+    backpressure_seconds: float
+    usage: Usage | None
+    finish_reason: str | None
+    bytes_out: int
+    rewritten: str | None
