@@ -177,6 +177,7 @@ CLIENT_ERRORS: Final[Mapping[str, tuple[int, str, str]]] = {
     "no_default_route": (404, _BAD_REQUEST, 'The request names no model and there is no "*" route.'),
     "method_not_allowed": (405, _BAD_REQUEST, "This method is not allowed here."),
     "request_timeout": (408, "timeout_error", "The request body stopped arriving."),
+    "too_many_failures": (429, "authentication_error", "Too many requests with unknown API keys from this address; try again later."),
     "request_too_large": (413, _BAD_REQUEST, "The request body is larger than this relay accepts."),
     "unsupported_encoding": (415, _BAD_REQUEST, "Send the request body without a Content-Encoding."),
     "expectation_failed": (417, _BAD_REQUEST, "The only Expect accepted is `100-continue`."),

@@ -1,0 +1,321 @@
+"""The composition root: makes every part, starts them, drains and stops them.
+
+SIGTERM: not ready, no new connections, streams may finish for `server.drain`, the rest get an error event; a second
+signal stops at once. SIGHUP: a new configuration is built whole and swapped in, or refused whole.
+"""
+
+import asyncio
+import contextlib
+import resource
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from time import time
+from typing import Any
+
+from relay import __version__
+from relay.catalog import Catalog
+from relay.config.tree import Config, Kind, Server, Upstream
+from relay.errors import ConnectFailed
+from relay.exchange import Headers, Outcome
+from relay.forward import Attempting, Forwarder
+from relay.gateway import Gateway, Snapshot
+from relay.policy.routing import Router
+from relay.providers.openai import OpenAIProvider
+from relay.stream import HoldBudget
+from relay.telemetry.logs import LogWriter, RequestLog, make_logger
+from relay.telemetry.metrics import Metrics, Observers
+from relay.transport.credentials import Credentials
+from relay.transport.demo import DemoServer
+from relay.transport.downstream import Downstream, Page
+from relay.transport.fetch import fetch
+from relay.transport.listener import Incoming, RelayServer, Sent
+from relay.transport.upstream import UpstreamPools
+from relay.wire.headers import header
+
+BACKLOG = 2048
+SEND_BUFFER = 256 * 2**10
+"""Kernel's share of what waits for a slow client; the default lets megabytes pile up."""
+FAST_EXIT_SECONDS = 1.0
+
+Reload = Callable[[], Config]
+
+
+class Running:
+    """The attempts under way."""
+
+    __slots__ = ("_runs",)
+
+    def __init__(self) -> None:
+        self._runs: set[Attempting] = set()
+
+    def begin(self, run: Attempting) -> None:
+        """Count an attempt in."""
+        self._runs.add(run)
+
+    def end(self, run: Attempting) -> None:
+        """Count an attempt out."""
+        self._runs.discard(run)
+
+    def cut_all(self, outcome: Outcome, code: str) -> None:
+        """End every attempt."""
+        for run in list(self._runs):
+            run.cut(outcome, code)
+
+
+class App:
+    """One relay."""
+
+    def __init__(self, config: Config, *, reload: Reload | None, log_file: Any = None) -> None:
+        self._reload = reload
+        self._writer = LogWriter(log_file or sys.stderr.buffer)
+        self._log = make_logger(self._writer, is_terminal=(log_file or sys.stderr).isatty())
+        self._config = config
+        self._credentials = Credentials()
+        self._pools = UpstreamPools()
+        self._running = Running()
+        self._metrics = Metrics(config, __version__, self._pools.counts, lambda: self._writer.dropped)
+        self._demo: DemoServer | None = None
+        self._demo_url = ""
+        self._gateway: Gateway | None = None
+        self._sockets: list[socket.socket] = []
+        self._servers: list[tuple[RelayServer, asyncio.Server]] = []
+        self._stopping = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> str:
+        """Listen; return the address to use. Raises OSError when the address cannot be had."""
+        config = self._config
+        sock = _listen(config.server.host, config.server.port)
+        await self._start_demo(config)
+        forwarder = Forwarder(self._pools, self._running, HoldBudget())
+        self._gateway = Gateway(
+            self._snapshot(config),
+            forwarder,
+            Observers((self._metrics, RequestLog(self._log))),
+            credential=self._credentials.current,
+            make_id=lambda: secrets.token_hex(16),
+        )
+        pages: dict[str, Page] = {"/": self._root_page, "/healthz": self._health_page, "/readyz": self._ready_page}
+        if config.metrics.host is None:
+            pages["/metrics"] = self._metrics_page
+        else:
+            await self._serve(_listen(config.metrics.host, config.metrics.port), {"/metrics": self._metrics_page}, config.server)
+        await self._serve(sock, pages, config.server)
+        self._metrics.loaded(is_good=True, unix_time=time())
+        for warning in config.warnings:
+            self._log.warning("configuration", message=warning)
+        self._spawn(self._warm_up(config))
+        host, port = sock.getsockname()[:2]
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+    async def _serve(self, sock: socket.socket, pages: dict[str, Page], settings: Server) -> None:
+        assert self._gateway is not None
+        downstream = Downstream(self._gateway, settings, pages)
+        server = RelayServer(_handler(downstream), max_connections=_max_connections(settings), on_failure=self._on_failure)
+        listener = await asyncio.get_running_loop().create_server(server, sock=sock, backlog=BACKLOG)
+        self._servers.append((server, listener))
+
+    async def _start_demo(self, config: Config) -> None:
+        if self._demo is None and any(upstream.kind is Kind.DEMO for upstream in config.upstreams.values()):
+            self._demo = DemoServer()
+            self._demo_url = await self._demo.start()
+
+    def _snapshot(self, config: Config) -> Snapshot:
+        config = _with_demo(config, self._demo_url)
+        return Snapshot(
+            config=config,
+            router=Router(config.routes, config.default_model),
+            providers={name: OpenAIProvider(upstream) for name, upstream in config.upstreams.items()},
+            catalog=Catalog(config, lambda upstream, path: fetch(self._pools, upstream, path, self._credentials.current)),
+        )
+
+    async def _warm_up(self, config: Config) -> None:
+        """Open a first connection to each remote upstream, so that the first stream does not pay for DNS and TLS."""
+        for upstream in config.upstreams.values():
+            if upstream.base_url.startswith("https://"):
+                with contextlib.suppress(ConnectFailed):  # the first request will say so
+                    await self._pools.pool(upstream).warm_up(upstream.timeouts.connect)
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # Pages
+
+    def _root_page(self, headers: Headers) -> tuple[int, bytes, bytes]:
+        return 200, b"text/plain; charset=utf-8", b"relay: point an OpenAI SDK's base_url at /v1 of this address.\n"
+
+    def _health_page(self, headers: Headers) -> tuple[int, bytes, bytes]:
+        return 200, b"application/json", b'{"status":"ok"}'
+
+    def _ready_page(self, headers: Headers) -> tuple[int, bytes, bytes]:
+        if self._stopping.is_set():
+            return 503, b"application/json", b'{"status":"draining"}'
+        return 200, b"application/json", b'{"status":"ready"}'
+
+    def _metrics_page(self, headers: Headers) -> tuple[int, bytes, bytes]:
+        content_type, body = self._metrics.render((header(headers, b"accept") or b"").decode("latin-1"))
+        return 200, content_type, body
+
+    def _on_failure(self, error: object) -> None:
+        self._log.error("connection_failure", error=type(error).__name__)
+
+    # Life
+
+    def stop(self) -> None:
+        """Begin to drain; a second call ends everything at once."""
+        if self._stopping.is_set():
+            self._running.cut_all(Outcome.DRAINED, "server_shutting_down")
+        self._stopping.set()
+
+    def reload(self) -> None:
+        """Swap in a new configuration, or keep the old one and say why."""
+        if self._reload is None:
+            self._log.warning("reload", message="there is no configuration file to read again")
+            return
+        self._spawn(self._reload_now(self._reload))
+
+    async def _reload_now(self, reload: Reload) -> None:
+        assert self._gateway is not None
+        try:
+            config = await asyncio.to_thread(reload)
+        except Exception as error:  # noqa: BLE001  # whatever is wrong with the new file, the old configuration stays
+            self._metrics.loaded(is_good=False, unix_time=time())
+            self._log.error("reload", message=str(error), result="refused")
+            return
+        await self._start_demo(config)
+        if (config.server.host, config.server.port) != (self._config.server.host, self._config.server.port):
+            self._log.warning("reload", message="server.listen cannot change while the relay runs; restart it")
+        self._config = config
+        self._metrics.know(config)
+        self._gateway.snapshot = self._snapshot(config)
+        self._metrics.loaded(is_good=True, unix_time=time())
+        self._log.info("reload", result="ok", routes=len(config.routes), upstreams=len(config.upstreams))
+
+    async def run(self) -> None:
+        """Serve until told to stop, then drain."""
+        await self._stopping.wait()
+        assert self._gateway is not None
+        self._gateway.is_draining = True
+        for server, listener in self._servers:
+            listener.close()
+            server.pre_shutdown()
+        await self._idle_for(self._config.server.drain)
+        self._running.cut_all(Outcome.DRAINED, "server_shutting_down")
+        await self._idle_for(FAST_EXIT_SECONDS)
+
+    async def _idle_for(self, seconds: float) -> None:
+        """Wait until nothing is in flight, at most `seconds`, or until everything was cut."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._metrics.in_flight:
+                    await asyncio.sleep(0.02)
+
+    async def close(self) -> None:
+        """Close whatever is open."""
+        for server, listener in self._servers:
+            listener.close()
+            await server.shutdown(FAST_EXIT_SECONDS)
+        for task in list(self._tasks):
+            task.cancel()
+        self._pools.close()
+        if self._demo is not None:
+            await self._demo.stop()
+        await asyncio.sleep(0)
+        self._writer.close()
+
+
+def run(config: Config, *, reload: Reload | None, announce: Callable[[str], None]) -> int:
+    """Serve `config` until a signal ends it; call `announce` with the address once it listens. Returns an exit code."""
+    with asyncio.Runner(loop_factory=_loop_factory(config.server.loop)) as runner:
+        return runner.run(_main(config, reload, announce))
+
+
+async def _main(config: Config, reload: Reload | None, announce: Callable[[str], None]) -> int:
+    app = App(config, reload=reload)
+    try:
+        try:
+            url = await app.start()
+        except OSError as error:
+            sys.stderr.write(_listen_message(config, error))
+            return 1
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, app.stop)
+        loop.add_signal_handler(signal.SIGHUP, app.reload)
+        announce(url)
+        await app.run()
+        return 0
+    finally:
+        await app.close()
+
+
+def _handler(downstream: Downstream) -> Callable[[Incoming], Any]:
+    async def handle(incoming: Incoming) -> Sent:
+        return await downstream.handle(incoming)
+
+    return handle
+
+
+def _with_demo(config: Config, url: str) -> Config:
+    """Give the demo upstream its address, in the upstreams and in every target."""
+    demos: dict[str, Upstream] = {
+        name: replace(upstream, base_url=url) for name, upstream in config.upstreams.items() if upstream.kind is Kind.DEMO
+    }
+    if not demos:
+        return config
+    routes = {
+        name: replace(
+            route,
+            targets=tuple(replace(target, upstream=demos.get(target.upstream.name, target.upstream)) for target in route.targets),
+        )
+        for name, route in config.routes.items()
+    }
+    return replace(config, upstreams={**config.upstreams, **demos}, routes=routes)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        sock.setblocking(False)
+        sock.bind((host, port))
+        sock.listen(BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _max_connections(server: Server) -> int:
+    if server.max_connections is not None:
+        return server.max_connections
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(soft // 2, 16)
+
+
+def _listen_message(config: Config, error: OSError) -> str:
+    address = f"{config.server.host}:{config.server.port}"
+    return (
+        f"relay: cannot listen on {address}: {error.strerror}\n"
+        f"Another program may be using the port; see `ss -ltnp`, or choose another one: relay serve --listen 127.0.0.1:8081\n"
+    )
+
+
+def _loop_factory(wanted: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    if wanted == "asyncio":
+        return None
+    try:
+        import uvloop
+    except ImportError:
+        if wanted == "uvloop":
+            raise
+        return None
+    return uvloop.new_event_loop

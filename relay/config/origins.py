@@ -1,0 +1,143 @@
+"""One upstream's settings to the origin the relay calls: what its name brings along, its credential, its way out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Final
+from urllib.parse import urlsplit
+
+from relay.config import models
+from relay.config.addresses import Listen, calls_itself, host_of, is_private, parse_proxy
+from relay.config.problems import Path, closest, did_you_mean
+from relay.config.report import Report
+from relay.config.tree import Kind, Timeouts, Upstream
+from relay.config.values import parse_secret
+from relay.config.variables import read_small_file
+from relay.config.vendors import VENDORS
+
+_PASSTHROUGH: Final = "passthrough"
+_NEVER_DEMO: Final = ("base_url", "api_key", "api_key_file", "forward_headers", "ca_file", "proxy", "allow_private", "done_optional")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What an upstream's settings are read against."""
+
+    timeouts: Timeouts
+    listen: Listen
+    environ: Mapping[str, str]
+    folder: FilePath
+    """Where relative file names begin: the folder of the configuration file."""
+
+
+def build_upstream(name: str, settings: models.Upstream, around: Surroundings, report: Report) -> Upstream | None:
+    """Return the upstream; None when its mistakes, noted in `report`, leave nothing to call."""
+    path: Path = ("upstreams", name)
+    timeouts = merge_timeouts(around.timeouts, settings.timeouts)
+    if settings.kind == Kind.DEMO.value:
+        for given in sorted(settings.model_fields_set.intersection(_NEVER_DEMO)):
+            report.add((*path, given), "has no effect with `kind: demo`; leave it out")
+        return Upstream(name=name, kind=Kind.DEMO, base_url="", allow_private=True, timeouts=timeouts)
+    base_url = _base_url(name, settings, report)
+    if base_url is None:
+        return None
+    if calls_itself(base_url, around.listen):
+        report.add((*path, "base_url"), "this is the address the relay listens on: it would call itself")
+    _check_credential(name, settings, base_url, around, report)
+    key = settings.api_key
+    is_passthrough = key is not None and key.reveal() == _PASSTHROUGH
+    return Upstream(
+        name=name,
+        base_url=base_url,
+        api_key=None if is_passthrough else key,
+        api_key_file=_file(settings.api_key_file, around.folder),
+        is_passthrough=is_passthrough,
+        forward_headers=frozenset(settings.forward_headers),
+        allow_private=_allow_private(path, settings, base_url, report),
+        ca_file=_ca_file(path, settings, around.folder, report),
+        proxy=settings.proxy or _proxy(path, base_url, around.environ, report),
+        done_optional=settings.done_optional,
+        timeouts=timeouts,
+    )
+
+
+def merge_timeouts(base: Timeouts, given: models.Timeouts) -> Timeouts:
+    """Return `base` with what `given` really says."""
+    own = {name: getattr(given, name) for name in given.model_fields_set}
+    return Timeouts(**{name: own.get(name, getattr(base, name)) for name in models.Timeouts.model_fields})
+
+
+def environment_proxy(base_url: str, environ: Mapping[str, str]) -> str | None:
+    """Return the proxy that HTTPS_PROXY and NO_PROXY choose for `base_url`, as curl reads them. Raises ValueError."""
+    proxy = environ.get("https_proxy") or environ.get("HTTPS_PROXY") or ""
+    host = host_of(base_url)
+    if not proxy or urlsplit(base_url).scheme != "https" or is_private(host):
+        return None
+    direct = (environ.get("no_proxy") or environ.get("NO_PROXY") or "").lower().replace(",", " ").split()
+    if any(rule == "*" or f".{host}".endswith(f".{rule.lstrip('.')}") for rule in direct):
+        return None
+    return parse_proxy(proxy if "://" in proxy else f"http://{proxy}")
+
+
+def _base_url(name: str, settings: models.Upstream, report: Report) -> str | None:
+    vendor = VENDORS.get(name)
+    if settings.base_url is not None:
+        return settings.base_url
+    if vendor is not None:
+        return vendor.base_url
+    known = closest(name, VENDORS)
+    hint = did_you_mean(name, VENDORS) if known else f" (only these are known by name: {', '.join(VENDORS)})"
+    report.add(("upstreams", name), f"has no base_url{hint}", at_name=True)
+    return None
+
+
+def _check_credential(name: str, settings: models.Upstream, base_url: str, around: Surroundings, report: Report) -> None:
+    path: Path = ("upstreams", name)
+    vendor = VENDORS.get(name)
+    if settings.api_key is not None and settings.api_key_file is not None:
+        report.add((*path, "api_key_file"), "stands beside api_key; keep one of the two")
+    if settings.api_key_file is not None:
+        try:
+            parse_secret(read_small_file(around.folder / settings.api_key_file))
+        except ValueError as error:
+            report.add((*path, "api_key_file"), str(error))
+        return
+    if settings.api_key is None and vendor is not None and vendor.variable is not None and settings.base_url is None:
+        report.add(path, f'has no api_key: add `api_key: "${{{vendor.variable}}}"`, or `api_key: passthrough`', at_name=True)
+    if settings.api_key is not None and base_url.startswith("http:") and not is_private(host_of(base_url)) and "." in host_of(base_url):
+        report.warn((*path, "base_url"), "the credential travels over http, unencrypted")
+
+
+def _allow_private(path: Path, settings: models.Upstream, base_url: str, report: Report) -> bool:
+    host = host_of(base_url)
+    spelled = is_private(host)
+    if settings.allow_private is None:
+        if not spelled and "." not in host and ":" not in host:
+            report.warn((*path, "base_url"), "a host without a dot is mostly private; if it is, add `allow_private: true`")
+        return spelled
+    if spelled and not settings.allow_private:
+        report.add((*path, "allow_private"), "is false, but base_url names a private address: no call could be made")
+    return settings.allow_private
+
+
+def _ca_file(path: Path, settings: models.Upstream, folder: FilePath, report: Report) -> str | None:
+    if settings.ca_file is None:
+        return None
+    try:
+        if "-----BEGIN CERTIFICATE-----" not in read_small_file(folder / settings.ca_file, limit=4 * 2**20):
+            report.add((*path, "ca_file"), "holds no certificate in PEM form")
+    except ValueError as error:
+        report.add((*path, "ca_file"), str(error))
+    return _file(settings.ca_file, folder)
+
+
+def _proxy(path: Path, base_url: str, environ: Mapping[str, str], report: Report) -> str | None:
+    try:
+        return environment_proxy(base_url, environ)
+    except ValueError as error:
+        report.add(path, f"environment variable HTTPS_PROXY: {error}")
+        return None
+
+
+def _file(name: str | None, folder: FilePath) -> str | None:
+    return None if name is None else str((folder / name).absolute())

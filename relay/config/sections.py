@@ -1,0 +1,108 @@
+"""From plain data to checked settings, entry by entry, so that one mistake hides no other."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from relay.config import models
+from relay.config.problems import Path
+from relay.config.report import Report
+from relay.config.values import name_flaw, parse_model, parse_target, route_name_flaw
+
+_M = TypeVar("_M", bound=BaseModel)
+
+_KINDS: Final[Mapping[str, str]] = {
+    "model_type": "expected settings, as `name: value`",
+    "list_type": "expected a list such as [a, b]",
+    "missing": "is missing",
+}
+"""What pydantic's own complaints are called here; all others come from our parsers."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Draft:
+    """Every entry of a file by itself; None for one with a mistake."""
+
+    server: models.Server = field(default_factory=models.Server)
+    timeouts: models.Timeouts = field(default_factory=models.Timeouts)
+    metrics: models.Metrics = field(default_factory=models.Metrics)
+    upstreams: dict[str, models.Upstream | None] = field(default_factory=dict)
+    routes: dict[str, tuple[str, str] | None] = field(default_factory=dict)
+    keys: dict[str, models.Key | None] = field(default_factory=dict)
+    default_model: str | None = None
+    has_keys: bool = False
+    """Whether keys were meant, be they right or wrong."""
+
+
+def validate(data: object, report: Report) -> Draft:
+    """Check every entry of `data`; mistakes go into `report`."""
+    draft = Draft()
+    if not isinstance(data, dict):
+        report.add((), "expected settings, as `name: value`")
+        return draft
+    draft.server = _model(models.Server, data.get("server", {}), ("server",), report) or draft.server
+    draft.timeouts = _model(models.Timeouts, data.get("timeouts", {}), ("timeouts",), report) or draft.timeouts
+    draft.metrics = _model(models.Metrics, data.get("metrics", {}), ("metrics",), report) or draft.metrics
+    for name, entry in _entries(data, "upstreams", report):
+        _check_name(name_flaw(name), ("upstreams", name), report)
+        draft.upstreams[name] = _model(models.Upstream, entry, ("upstreams", name), report)
+    for name, entry in _entries(data, "routes", report):
+        _check_name(route_name_flaw(name), ("routes", name), report)
+        draft.routes[name] = _target(entry, ("routes", name), report)
+    for name, entry in _entries(data, "keys", report):
+        _check_name(name_flaw(name), ("keys", name), report)
+        draft.keys[name] = _model(models.Key, entry, ("keys", name), report)
+    draft.has_keys = bool(data.get("keys"))
+    if "default_model" in data:
+        draft.default_model = _default_model(data["default_model"], report)
+    _check_required(data, report)
+    return draft
+
+
+def _entries(data: Mapping[str, object], section: str, report: Report) -> list[tuple[str, object]]:
+    found = data.get(section, {})
+    if isinstance(found, dict):
+        return list(found.items())
+    report.add((section,), "expected names, each with its settings")
+    return []
+
+
+def _check_name(flaw: str | None, path: Path, report: Report) -> None:
+    if flaw is not None:
+        report.add(path, flaw, at_name=True)
+
+
+def _check_required(data: Mapping[str, object], report: Report) -> None:
+    if data.get("upstreams", {}) == {}:
+        report.add(("upstreams",), 'no upstream: add one, such as `openai: {api_key: "${OPENAI_API_KEY}"}`')
+    if data.get("routes", {}) == {}:
+        report.add(("routes",), 'no route: add one, such as `"*": openai/*`, so that something can be called')
+
+
+def _model(model: type[_M], entry: object, path: Path, report: Report) -> _M | None:
+    try:
+        return model.model_validate(entry)
+    except ValidationError as error:
+        for each in error.errors(include_url=False, include_input=False):
+            cause = each.get("ctx", {}).get("error")
+            message = str(cause) if cause is not None else _KINDS.get(each["type"], "is not acceptable here")
+            report.add((*path, *each["loc"]), message)
+        return None
+
+
+def _target(entry: object, path: Path, report: Report) -> tuple[str, str] | None:
+    try:
+        return parse_target(entry)
+    except ValueError as error:
+        report.add(path, str(error))
+        return None
+
+
+def _default_model(entry: object, report: Report) -> str | None:
+    try:
+        return parse_model(entry)
+    except ValueError as error:
+        report.add(("default_model",), str(error))
+        return None

@@ -1,0 +1,177 @@
+"""Single values as people write them: durations, sizes, counts, switches, names, digests, dates.
+
+Every parser takes what stands in the file (text; None for nothing; a list or mapping by mistake) and raises ValueError
+with a message that says what is expected and never repeats what was found.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, date, datetime, time
+from typing import Final
+
+from relay.config.problems import did_you_mean
+from relay.config.tree import Secret
+
+MAX_DURATION: Final = 24 * 3600.0
+"""A wait longer than a day is no bound."""
+MAX_SIZE: Final = 2**30
+"""Bodies are held in memory; a gibibyte is more than any of them."""
+MAX_COUNT: Final = 10**9
+
+_DURATION: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h)")
+_SECONDS: Final[Mapping[str, float]] = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_SIZE: Final = re.compile(r"([0-9]{1,12})(B|kB|KB|MB|GB|KiB|MiB|GiB)?")
+_BYTES: Final[Mapping[str, int]] = {
+    "B": 1,
+    "kB": 10**3,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+}
+_COUNT: Final = re.compile(r"([0-9]{1,12})([kM]?)")
+_DIGEST: Final = re.compile(r"sha256:([0-9a-fA-F]{64})")
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_HEADER_VALUE: Final = re.compile(r"[\x21-\x7e]+")
+
+
+def parse_text(value: object, expected: str = "text") -> str:
+    """Return text of one line that prints."""
+    if value is None or value == "":
+        raise ValueError(f"has no value; expected {expected}")
+    if not isinstance(value, str):
+        raise ValueError(f"expected {expected}")
+    if not value.isprintable():
+        raise ValueError("holds a line break or another character that does not print")
+    return value
+
+
+def parse_duration(value: object) -> float:
+    """Return seconds, more than zero and finite."""
+    expected = "a duration such as 500ms, 20s, 5m or 1h"
+    found = _DURATION.fullmatch(parse_text(value, expected))
+    if found is None:
+        raise ValueError(f"expected {expected}")
+    seconds = float(found[1]) * _SECONDS[found[2]]
+    if seconds <= 0:
+        raise ValueError(f"expected {expected}, more than zero: every wait has a bound")
+    if seconds > MAX_DURATION:
+        raise ValueError("expected a duration of at most 24h: every wait has a bound")
+    return seconds
+
+
+def parse_size(value: object) -> int:
+    """Return bytes, more than zero."""
+    expected = "a size such as 512KiB, 32MiB or 256MB"
+    found = _SIZE.fullmatch(parse_text(value, expected))
+    if found is None:
+        raise ValueError(f"expected {expected}")
+    size = int(found[1]) * _BYTES[found[2] or "B"]
+    if not 0 < size <= MAX_SIZE:
+        raise ValueError("expected a size of at least 1 byte and at most 1GiB")
+    return size
+
+
+def parse_count(value: object) -> int:
+    """Return a whole number, more than zero."""
+    expected = "a number such as 60, 100k or 2M"
+    found = _COUNT.fullmatch(parse_text(value, expected))
+    if found is None:
+        raise ValueError(f"expected {expected}")
+    count = int(found[1]) * {"": 1, "k": 10**3, "M": 10**6}[found[2]]
+    if not 0 < count <= MAX_COUNT:
+        raise ValueError(f"expected {expected}, more than zero")
+    return count
+
+
+def parse_switch(value: object) -> bool:
+    """Return true or false, written so: yes, no, on and off mean different things to different readers of YAML."""
+    match value:
+        case "true" | "True":
+            return True
+        case "false" | "False":
+            return False
+        case _:
+            raise ValueError("expected true or false")
+
+
+def parse_choice(words: Sequence[str]) -> Callable[[object], str]:
+    """Return a parser that accepts only `words`."""
+
+    def parse(value: object) -> str:
+        expected = f"one of {', '.join(words)}"
+        text = parse_text(value, expected)
+        if text not in words:
+            raise ValueError(f"expected {expected}{did_you_mean(text, words)}")
+        return text
+
+    return parse
+
+
+def parse_secret(value: object) -> Secret:
+    """Return a credential that can stand in a header: printable ASCII without spaces (RFC 6750 b64token is within it)."""
+    if value is None or value == "":
+        raise ValueError("has no value; expected a credential, best as ${NAME} from the environment")
+    if not isinstance(value, str):
+        raise ValueError("expected a credential as text; a variable in { } must be quoted")
+    if _HEADER_VALUE.fullmatch(value) is None:
+        raise ValueError("holds a line break, space, control or non-ASCII character, so it cannot be sent in a header")
+    return Secret(value)
+
+
+def parse_digest(value: object) -> bytes:
+    """Return the 32 bytes of `sha256:HEX`."""
+    expected = "sha256: and 64 hexadecimal digits"
+    found = _DIGEST.fullmatch(parse_text(value, expected))
+    if found is None:
+        raise ValueError(f"expected {expected}")
+    return bytes.fromhex(found[1])
+
+
+def parse_expiry(value: object) -> float:
+    """Return the Unix time of an ISO date (its last moment, UTC) or of an ISO date and time (UTC unless it says)."""
+    expected = "a date such as 2027-12-31 or a time such as 2027-12-31T18:00:00Z"
+    text = parse_text(value, expected)
+    try:
+        moment = datetime.combine(date.fromisoformat(text), time.max) if len(text) == 10 else datetime.fromisoformat(text)
+        return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        raise ValueError(f"expected {expected}") from None
+
+
+def parse_model(value: object) -> str:
+    """Return a model's name: at most 256 bytes without spaces at its ends."""
+    text = parse_text(value, "a model's name")
+    if len(text.encode()) > 256 or text != text.strip():
+        raise ValueError("expected a model's name of at most 256 bytes without spaces around it")
+    return text
+
+
+def parse_target(value: object) -> tuple[str, str]:
+    """Split `upstream/model` at its first slash; a `*` may stand only at the end of the model."""
+    expected = "one target written as upstream/model, such as openai/gpt-4.1-mini"
+    text = parse_text(value, expected)
+    upstream, slash, model = text.partition("/")
+    if not slash or not upstream or not model:
+        raise ValueError(f"expected {expected}")
+    if "*" in upstream or "*" in model[:-1]:
+        raise ValueError("a * may stand only at the end of the model")
+    return upstream, parse_model(model)
+
+
+def name_flaw(name: str) -> str | None:
+    """Tell what is wrong with the name of an upstream or a key, or None."""
+    if _NAME.fullmatch(name) is None:
+        return "a name has at most 64 letters, digits, dots, dashes and underscores, and begins with a letter or digit"
+    return None
+
+
+def route_name_flaw(name: str) -> str | None:
+    """Tell what is wrong with the name of a route, or None."""
+    if not name or not name.isprintable() or name != name.strip() or len(name.encode()) > 256:
+        return "a route's name is a model's name: at most 256 bytes that print, without spaces around it"
+    if "*" in name[:-1]:
+        return "a * may stand only at the end of a route's name"
+    return None

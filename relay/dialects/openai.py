@@ -1,0 +1,84 @@
+"""How to answer a client of the OpenAI API: which path means which operation, and what a path may hold.
+
+Routing and forwarding use the same raw path. Percent-encoded bytes pass as they came, but nothing that an upstream
+could read as another path: no encoded NUL, backslash or control, no segment that decodes to `.` or `..` (A42).
+"""
+
+import re
+from typing import Final
+from urllib.parse import unquote_to_bytes
+
+from relay.errors import ClientError
+from relay.exchange import Operation
+
+_PARSED: Final = {
+    "/v1/chat/completions": Operation.CHAT,
+    "/v1/completions": Operation.COMPLETIONS,
+    "/v1/embeddings": Operation.EMBEDDINGS,
+    "/v1/responses": Operation.RESPONSES,
+    "/v1/moderations": Operation.MODERATIONS,
+}
+_ACCEPTED: Final = re.compile(r"[!$&'()*+,\-./0-9:;=@A-Z_a-z~%]+")
+"""RFC 3986 `pchar` and the slash: no backslash, space, control or non-ASCII character."""
+_ESCAPES: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_BAD_BYTES: Final = re.compile(rb"[\x00-\x1f\x7f\\]")
+_COLLECTIONS: Final = frozenset(
+    {
+        "assistants",
+        "batches",
+        "containers",
+        "conversations",
+        "evals",
+        "files",
+        "responses",
+        "threads",
+        "uploads",
+        "vector_stores",
+        "videos",
+    }
+)
+"""First segments whose second segment is the id of an object that lives at one upstream."""
+
+
+def operation_of(method: str, path: str) -> Operation:
+    """Return what is asked for. Raises ClientError: method_not_allowed, for a parsed endpoint that is not POSTed to."""
+    operation = _PARSED.get(path)
+    if operation is not None:
+        # GET lists stored objects on these two; OPTIONS and HEAD are the upstream's business.
+        return operation if method == "POST" else Operation.OTHER
+    if path == "/v1/models" or path.startswith("/v1/models/"):
+        return Operation.MODELS if method == "GET" else Operation.OTHER
+    if path == "/v1/realtime" and method == "GET":
+        return Operation.REALTIME
+    return Operation.OTHER
+
+
+def check_path(path: str) -> None:
+    """Refuse paths that could be read in two ways. Raises ClientError: bad_path, not_found."""
+    if not path.startswith("/v1/"):
+        raise ClientError("not_found")
+    if _ACCEPTED.fullmatch(path) is None or _ESCAPES.search(path) is not None:
+        raise ClientError("bad_path")
+    for segment in path.split("/")[1:]:
+        decoded = segment.encode("ascii") if "%" not in segment else unquote_to_bytes(segment)
+        # An encoded slash makes further segments for whoever decodes it; a `;` may begin path parameters.
+        if _BAD_BYTES.search(decoded) or any(part.split(b";", 1)[0] in (b".", b"..") for part in decoded.split(b"/")):
+            raise ClientError("bad_path")
+    if "//" in path:
+        raise ClientError("bad_path")
+
+
+def object_id(path: str) -> str | None:
+    """Return the id in `/v1/<collection>/<id>...`, or None when the path names no stored object."""
+    parts = path.split("/")
+    if path.startswith("/v1/chat/completions/"):
+        return parts[4] or None
+    if path.startswith("/v1/fine_tuning/jobs/"):
+        return parts[4] or None
+    return parts[3] or None if len(parts) > 3 and parts[2] in _COLLECTIONS else None
+
+
+def makes_object(path: str) -> bool:
+    """Tell whether a POST to `path` answers with the id of a new object that lives at one upstream."""
+    parts = path.split("/")
+    return (len(parts) == 3 and parts[2] in _COLLECTIONS) or path == "/v1/fine_tuning/jobs"

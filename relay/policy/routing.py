@@ -1,0 +1,110 @@
+"""From the name a client asks for to the targets that may answer: exact names first, then the longest wildcard.
+
+Only names in the configuration decide; nothing in a request can name a host (A25).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from relay.config.tree import Key, Route, Target
+from relay.errors import ClientError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """One target of a plan with the model's name there filled in."""
+
+    target: Target
+    model: str | None
+    """The name to send; None leaves the request without one."""
+    is_mapped: bool
+    """Whether we chose the name (then a 404 for it is our configuration's fault), not the caller by a wildcard."""
+
+
+class RoutePlan:
+    """The ordered targets of one exchange, each offered once."""
+
+    __slots__ = ("_choices", "_next", "route")
+
+    def __init__(self, route: Route, choices: Sequence[Choice]) -> None:
+        self.route = route
+        self._choices = choices
+        self._next = 0
+
+    def next(self) -> Choice | None:
+        """Return the next target to try, or None when all were offered."""
+        if self._next >= len(self._choices):
+            return None
+        choice = self._choices[self._next]
+        self._next += 1
+        return choice
+
+    @property
+    def has_more(self) -> bool:
+        """Tell whether another target is left."""
+        return self._next < len(self._choices)
+
+
+class Router:
+    """Finds the route of a model name."""
+
+    __slots__ = ("_any", "_default_model", "_exact", "_prefixes", "_routes")
+
+    def __init__(self, routes: Mapping[str, Route], default_model: str | None) -> None:
+        self._routes = routes
+        self._exact = {name: route for name, route in routes.items() if not route.is_wildcard}
+        self._prefixes = sorted(
+            ((name[:-1], route) for name, route in routes.items() if route.is_wildcard), key=lambda pair: len(pair[0]), reverse=True
+        )
+        self._any = routes.get("*")
+        self._default_model = default_model
+
+    def plan(self, model: str | None, key: Key | None, *, pinned: str | None = None) -> RoutePlan:
+        """Plan a request for `model`; `pinned` names the only upstream that can serve it (stateful ids).
+
+        Raises ClientError: model_not_found, no_default_route, route_not_allowed, unknown_id (pinned elsewhere).
+        """
+        name = model if model is not None else self._default_model
+        route = self._find(name)
+        if route is None:
+            raise ClientError("model_not_found" if name is not None else "no_default_route", param="model")
+        if not may_use(key, route):
+            raise ClientError("route_not_allowed", param="model")
+        choices = [_resolve(route, target, name) for target in route.targets if pinned in (None, target.upstream.name)]
+        if not choices:
+            raise ClientError("unknown_id")
+        return RoutePlan(route, choices)
+
+    def pinned(self, route_name: str, upstream: str) -> RoutePlan:
+        """Plan a request for an object that `upstream` made on `route_name`. Raises ClientError: unknown_id when either is gone."""
+        route = self._routes.get(route_name)
+        targets = () if route is None else [target for target in route.targets if target.upstream.name == upstream]
+        if route is None or not targets:
+            raise ClientError("unknown_id")
+        return RoutePlan(route, [Choice(target=targets[0], model=None, is_mapped=False)])
+
+    def _find(self, name: str | None) -> Route | None:
+        if name is None:
+            return self._any
+        exact = self._exact.get(name)
+        if exact is not None:
+            return exact
+        for prefix, route in self._prefixes:
+            if name.startswith(prefix) and (len(name) > len(prefix) or not prefix):
+                return route
+        return None
+
+
+def may_use(key: Key | None, route: Route) -> bool:
+    """Tell whether `key` may use `route`; without keys everything is allowed."""
+    return key is None or key.routes is None or route.name in key.routes
+
+
+def _resolve(route: Route, target: Target, name: str | None) -> Choice:
+    pattern = target.model
+    if pattern is None or (name is None and pattern == "*"):
+        return Choice(target=target, model=None, is_mapped=False)
+    if not pattern.endswith("*"):
+        return Choice(target=target, model=pattern, is_mapped=True)
+    matched = (name or "")[len(route.name) - 1 :]
+    return Choice(target=target, model=pattern[:-1] + matched, is_mapped=False)

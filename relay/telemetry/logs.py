@@ -1,0 +1,195 @@
+"""The log: one line per request when it is over, one warning per failed attempt, and what the process itself has to say.
+
+Lines are JSON, or readable on a terminal. They go to stderr through a bounded queue and a thread, so that a blocked
+pipe or a full disk never stops a stream; lines that find the queue full are counted and dropped (F43).
+Keys, credentials, prompts and answers are in no line; values are at most 512 characters of escaped text.
+"""
+
+import queue
+import sys
+import threading
+from collections.abc import MutableMapping
+from typing import Any, BinaryIO, Final
+
+import msgspec
+import structlog
+
+from relay.exchange import Attempt, AttemptResult, Exchange, Operation, Outcome, Summary
+
+QUEUE_LINES: Final = 10_000
+MAX_VALUE: Final = 512
+
+
+class LogWriter:
+    """Writes lines in a thread of its own."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.dropped = 0
+        self._file = file
+        self._queue: queue.Queue[bytes | None] = queue.Queue(QUEUE_LINES)
+        self._thread = threading.Thread(target=self._run, name="relay-log", daemon=True)
+        self._thread.start()
+
+    def put(self, line: str | bytes) -> None:
+        """Queue one line, or count it as dropped."""
+        data = line if isinstance(line, bytes) else line.encode("utf-8", "backslashreplace")
+        try:
+            self._queue.put_nowait(data + b"\n")
+        except queue.Full:
+            self.dropped += 1
+
+    def close(self, seconds: float = 2.0) -> None:
+        """Write what is queued, for at most `seconds`."""
+        try:
+            self._queue.put(None, timeout=seconds)
+        except queue.Full:
+            return
+        self._thread.join(seconds)
+
+    def _run(self) -> None:
+        while True:
+            lines = [self._queue.get()]
+            while len(lines) < 256 and not self._queue.empty():
+                lines.append(self._queue.get_nowait())
+            data = b"".join(line for line in lines if line is not None)
+            try:
+                self._file.write(data)
+                self._file.flush()
+            except (OSError, ValueError):
+                self.dropped += len(lines)
+            if None in lines:
+                return
+
+
+class _Bound:
+    """The object that structlog calls with a rendered line."""
+
+    __slots__ = ("_put",)
+
+    def __init__(self, writer: LogWriter) -> None:
+        self._put = writer.put
+
+    def msg(self, line: str | bytes) -> None:
+        self._put(line)
+
+    info = warning = error = debug = critical = msg
+
+
+def make_logger(writer: LogWriter, *, is_terminal: bool) -> Any:
+    """Return a structlog logger that renders for people on a terminal, and as JSON elsewhere."""
+    renderer: Any
+    if is_terminal:
+        renderer = structlog.dev.ConsoleRenderer(colors=sys.platform != "win32", sort_keys=False)
+    else:
+        renderer = structlog.processors.JSONRenderer(serializer=_encode)
+    return structlog.wrap_logger(
+        _Bound(writer),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True, key="ts"),
+            _shorten,
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(20),
+    )
+
+
+def _encode(event: Any, **_: Any) -> bytes:
+    return msgspec.json.encode(event, enc_hook=repr)
+
+
+def _shorten(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Cut long values and make control characters visible, so that no value can forge a line (A45)."""
+    for name, value in event.items():
+        if isinstance(value, str) and name != "exception" and (len(value) > MAX_VALUE or not value.isprintable()):
+            event[name] = value[:MAX_VALUE].encode("unicode_escape").decode("ascii")
+    return event
+
+
+class RequestLog:
+    """Writes the lines about exchanges: a `gateway.Observer`."""
+
+    __slots__ = ("_log",)
+
+    def __init__(self, log: Any) -> None:
+        self._log = log
+
+    def began(self) -> None:
+        """Write nothing."""
+
+    def routed(self, exchange: Exchange) -> None:
+        """Write nothing."""
+
+    def crashed(self, exchange: Exchange, error: BaseException) -> None:
+        """Write a bug of ours with its stack."""
+        self._log.error("internal_error", request_id=exchange.request.id, exc_info=error)
+
+    def ended(self, exchange: Exchange, summary: Summary) -> None:
+        """Write a warning per failed attempt, and the request's line."""
+        for attempt in summary.attempts:
+            if attempt.result not in (AttemptResult.SUCCESS, AttemptResult.CANCELLED, None):
+                self._log.warning("attempt_failed", **_attempt_fields(summary, attempt))
+        if summary.request.operation is not Operation.MODELS:
+            self._log.info("request", **_request_fields(summary))
+
+
+def _attempt_fields(summary: Summary, attempt: Attempt) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "request_id": summary.request.id,
+        "route": summary.route,
+        "upstream": attempt.target.upstream.name,
+        "result": attempt.result.value if attempt.result is not None else None,
+        "error_code": attempt.error_code,
+        "upstream_status": attempt.head.status if attempt.head is not None else None,
+    }
+    if attempt.head is not None and attempt.head.status == 404:
+        fields["hint"] = "the upstream does not know the path or the model's name that the configuration sends it"
+    return fields
+
+
+def _request_fields(summary: Summary) -> dict[str, Any]:
+    request = summary.request
+    usage = summary.usage
+    last = summary.attempts[-1] if summary.attempts else None
+    return {
+        "request_id": request.id,
+        "operation": request.operation.value,
+        "key": request.key.name if request.key is not None else None,
+        "route": summary.route,
+        "upstream": summary.upstream,
+        "model": request.model,
+        "attempts": len(summary.attempts),
+        "status": summary.status,
+        "outcome": summary.outcome.value,
+        "error_code": summary.error_code,
+        "phase": _phase(summary),
+        "stream": summary.is_stream,
+        "upstream_status": last.head.status if last is not None and last.head is not None else None,
+        "ttft_ms": _ms(summary.ttft_seconds),
+        "duration_ms": _ms(summary.duration_seconds),
+        "overhead_ms": _ms(summary.overhead_seconds),
+        "tokens_in": usage.input if usage is not None else None,
+        "tokens_out": usage.output if usage is not None else None,
+        "tokens_cached": usage.cached if usage is not None else None,
+        "tokens_source": "reported" if usage is not None else None,
+        "finish_reason": summary.finish_reason,
+        "bytes_out": summary.bytes_out,
+        "client_ip": request.client_ip,
+    }
+
+
+def _phase(summary: Summary) -> str:
+    """Tell how far the exchange had come when it ended."""
+    if not summary.attempts:
+        return "request"
+    last = summary.attempts[-1]
+    if last.sent_at is None:
+        return "connect"
+    if summary.outcome is Outcome.COMPLETE:
+        return "done"
+    return "wait" if summary.bytes_out == 0 else "stream"
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 3)

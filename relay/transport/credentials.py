@@ -1,0 +1,56 @@
+"""The upstreams' own credentials, from the configuration or from a file that may change."""
+
+import os
+from time import monotonic
+from typing import Final
+
+from relay.config.tree import Upstream
+
+LOOK_SECONDS: Final = 1.0
+"""How often a credential's file is looked at."""
+
+
+class Credentials:
+    """Keeps the current credential of each upstream."""
+
+    __slots__ = ("_files",)
+
+    def __init__(self) -> None:
+        self._files: dict[str, _File] = {}
+
+    def current(self, upstream: Upstream) -> bytes | None:
+        """Return the credential to send, or None for an upstream without one.
+
+        A file that cannot be read leaves the last credential in force.
+        """
+        if upstream.api_key_file is not None:
+            file = self._files.get(upstream.api_key_file)
+            if file is None:
+                file = self._files[upstream.api_key_file] = _File(upstream.api_key_file)
+            return file.read()
+        return upstream.api_key.reveal().encode("utf-8") if upstream.api_key is not None else None
+
+
+class _File:
+    __slots__ = ("_looked_at", "_path", "_stamp", "_value")
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._looked_at = float("-inf")
+        self._stamp: tuple[int, int] | None = None
+        self._value: bytes | None = None
+
+    def read(self) -> bytes | None:
+        now = monotonic()
+        if now - self._looked_at >= LOOK_SECONDS:
+            self._looked_at = now
+            try:
+                status = os.stat(self._path)
+                stamp = (status.st_mtime_ns, status.st_ino)
+                if stamp != self._stamp:
+                    with open(self._path, "rb") as file:
+                        self._value = file.read(65536).strip()
+                    self._stamp = stamp
+            except OSError:
+                return self._value
+        return self._value

@@ -1,0 +1,189 @@
+"""The server's half of a connection: aiohttp's request handler with our bounds, our errors and our back-pressure.
+
+aiohttp parses requests strictly (with its C parser) and runs one handler per request. Overridden are the seams that a
+relay needs: writing pauses and resumes go to the sink, a lost client is told at once, parse errors answer a fixed text
+instead of an echo, and a connection that never sends a request is closed. `tests/transport/test_seams.py` fails when a
+new aiohttp moves one of them.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from aiohttp import web
+from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
+from aiohttp.web_protocol import RequestHandler
+
+from relay.errors import ClientError, error_answer
+from relay.transport.sink import ClientSink, Tap
+
+FIRST_REQUEST_SECONDS: Final = 15.0
+IDLE_SECONDS: Final = 75.0
+"""Longer than the idle time of the usual load balancers, so that they close first."""
+LINGER_SECONDS: Final = 1.0
+WRITE_BUFFER: Final = 64 * 2**10
+MAX_HEADERS: Final = 100
+MAX_LINE: Final = 8190
+
+_silent = logging.getLogger("relay.aiohttp")
+_silent.addHandler(logging.NullHandler())
+_silent.propagate = False
+"""aiohttp logs parts of what a client sent; nothing of that may reach a log."""
+
+
+class Sent:
+    """What a handler returns to aiohttp when the answer was written already."""
+
+    __slots__ = ("keep_alive",)
+
+    def __init__(self, *, keep_alive: bool) -> None:
+        self.keep_alive = keep_alive
+
+    async def prepare(self, request: object) -> None:
+        """Do nothing: the head was sent."""
+
+    async def write_eof(self) -> None:
+        """Do nothing: the body has ended."""
+
+
+class Incoming:
+    """One parsed request as aiohttp hands it over: the raw message, its body, its connection."""
+
+    __slots__ = ("_task", "message", "payload", "protocol")
+
+    def __init__(self, message: Any, payload: Any, protocol: "RelayHandler", writer: object, task: "asyncio.Task[None]") -> None:
+        self.message = message
+        self.payload = payload
+        self.protocol = protocol
+        self._task = task
+
+    def _finish(self) -> None:
+        """aiohttp says that the handler is done."""
+
+    def _cancel(self, exc: BaseException) -> None:
+        """aiohttp says that the client is gone: whoever reads the body is told."""
+        self.payload.set_exception(exc)
+
+
+class RelayHandler(RequestHandler):
+    """One client connection."""
+
+    __slots__ = ("_first_request", "_has_place", "_server", "sink", "wire_bytes")
+
+    def __init__(self, server: "RelayServer", **settings: Any) -> None:
+        super().__init__(server, loop=asyncio.get_running_loop(), **settings)
+        self._server = server
+        self._has_place = False
+        self._first_request: asyncio.TimerHandle | None = None
+        self.sink: ClientSink | None = None
+        self.wire_bytes = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the connection, or refuse it when there are too many."""
+        self._has_place = self._server.take_place()
+        assert hasattr(transport, "set_write_buffer_limits")
+        transport.set_write_buffer_limits(high=WRITE_BUFFER)
+        super().connection_made(transport)
+        if not self._has_place:
+            self.force_close()
+            return
+        self._first_request = self._loop.call_later(FIRST_REQUEST_SECONDS, self._expect_request)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Tell the sink at once, then let aiohttp cancel the handler."""
+        if self._first_request is not None:
+            self._first_request.cancel()
+        if self._has_place:
+            self._has_place = False
+            self._server.give_place()
+        sink = self.sink
+        if sink is not None:
+            self.sink = None
+            sink.lost()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Count and parse."""
+        self.wire_bytes += len(data)
+        super().data_received(data)
+
+    def pause_writing(self) -> None:
+        """Pass the client's back-pressure to the exchange."""
+        super().pause_writing()
+        if self.sink is not None:
+            self.sink.pause()
+
+    def resume_writing(self) -> None:
+        """Pass the end of the client's back-pressure to the exchange."""
+        super().resume_writing()
+        if self.sink is not None:
+            self.sink.resume()
+
+    def tap(self, tap: Tap) -> None:
+        """Give all further bytes of the client to `tap`: the connection has left HTTP."""
+        self.set_parser(tap)  # type: ignore[arg-type]  # a tap has the two methods that aiohttp calls
+
+    def send_continue(self) -> None:
+        """Send an interim 100 answer."""
+        if self.transport is not None:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _expect_request(self) -> None:
+        if self._request_count == 0:
+            self.force_close()
+
+    def handle_error(self, request: Any, status: int = 500, exc: BaseException | None = None, message: str | None = None) -> Any:
+        """Answer a request that aiohttp could not parse, or a failure outside of an exchange, with a fixed text."""
+        if not isinstance(exc, BadHttpMessage):
+            self._server.on_failure(exc)
+        answer = error_answer(ClientError("headers_too_large" if isinstance(exc, LineTooLong) else "bad_request"))
+        if self.transport is not None:
+            sink = ClientSink(self, is_head=False, has_chunks=True, keep_alive=False, write_seconds=1.0)
+            sink.answer(answer.status, [(b"content-type", b"application/json"), (b"x-relay-error", answer.code.encode("ascii"))], answer.body())
+        return Sent(keep_alive=False)
+
+    def log_exception(self, *args: Any, **kwargs: Any) -> None:
+        """Report a failure without aiohttp's text, which may quote the request."""
+        self._server.on_failure(kwargs.get("exc_info"))
+
+
+class RelayServer(web.Server):
+    """Makes a `RelayHandler` for each connection and counts them."""
+
+    def __init__(
+        self,
+        handler: Callable[[Incoming], Awaitable[Sent]],
+        *,
+        max_connections: int,
+        on_failure: Callable[[object], None],
+    ) -> None:
+        super().__init__(handler, request_factory=Incoming, handler_cancellation=True)  # type: ignore[arg-type]  # our records in place of aiohttp's
+        self.on_failure = on_failure
+        self._places = max_connections
+        self._settings: dict[str, Any] = {
+            "keepalive_timeout": IDLE_SECONDS,
+            "lingering_time": LINGER_SECONDS,
+            "access_log": None,
+            "logger": _silent,
+            "max_line_size": MAX_LINE,
+            "max_field_size": MAX_LINE,
+            "max_headers": MAX_HEADERS,
+            "auto_decompress": False,
+        }
+
+    def __call__(self) -> RequestHandler:
+        """Make the protocol of a new connection."""
+        return RelayHandler(self, **self._settings)
+
+    def take_place(self) -> bool:
+        """Count a connection in; False when there are too many."""
+        self._places -= 1
+        if self._places < 0:
+            self._places += 1
+            return False
+        return True
+
+    def give_place(self) -> None:
+        """Count a connection out."""
+        self._places += 1

@@ -1,0 +1,290 @@
+"""The client's side of one exchange: head, framing and end of the answer, written straight to the transport.
+
+aiohttp parses the request and owns the connection; its response classes are not used, since they write through
+coroutines, change header bytes, and end every response with a clean last chunk, even one that was cut. So a stream's
+event costs one bytes formatting and one `transport.write`.
+
+The transport tells through the protocol when the client's buffers are full; that pauses the upstream's connection
+directly. A client that takes nothing for `write_seconds` is cut by RST.
+"""
+
+import asyncio
+import socket
+import struct
+from collections.abc import Callable
+from http import HTTPStatus
+from time import monotonic
+from typing import Final, Protocol
+
+from relay.exchange import Exchange, Framing, ResponseHead
+from relay.forward import Call
+from relay.wire.headers import header, headers_down
+
+_STATUS_LINES: Final = {status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode("ascii")) for status in HTTPStatus}
+_RESET: Final = struct.pack("ii", 1, 0)
+NO_BODY: Final = frozenset({204, 304})
+
+
+class Wire(Protocol):
+    """The connection a sink writes to."""
+
+    transport: asyncio.Transport | None
+    sink: "ClientSink | None"
+
+    def tap(self, tap: "Tap") -> None:
+        """Give all further bytes of the client to `tap`."""
+
+
+class Tap:
+    """Takes a client's bytes after the upgrade, in the shape that aiohttp's protocol feeds."""
+
+    __slots__ = ("_take",)
+
+    def __init__(self, take: Callable[[bytes], None]) -> None:
+        self._take = take
+
+    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
+        """Pass `data` on; the tunnel is not over."""
+        self._take(data)
+        return False, b""
+
+    def feed_eof(self) -> None:
+        """Do nothing: the lost connection cancels the handler."""
+
+
+class ClientSink:
+    """Writes one answer to one client."""
+
+    __slots__ = (
+        "_call",
+        "_cors",
+        "_has_chunks",
+        "_is_chunked",
+        "_is_head",
+        "_paused_at",
+        "_pending",
+        "_timer",
+        "_transport",
+        "_transport_write",
+        "_wire",
+        "backpressure_seconds",
+        "bytes_out",
+        "has_stalled",
+        "is_closed",
+        "is_open",
+        "is_paused",
+        "keep_alive",
+        "write",
+        "write_seconds",
+    )
+
+    def __init__(self, wire: Wire, *, is_head: bool, has_chunks: bool, keep_alive: bool, write_seconds: float, cors: tuple[tuple[bytes, bytes], ...] = ()) -> None:
+        assert wire.transport is not None
+        self._wire = wire
+        self._transport = wire.transport
+        self._transport_write = wire.transport.write
+        self._is_head = is_head
+        self._has_chunks = has_chunks
+        self.write_seconds = write_seconds
+        self._cors = cors
+        self._is_chunked = False
+        self._call: Call | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._paused_at = 0.0
+        self._pending = 0
+        self.keep_alive = keep_alive and has_chunks
+        """Whether another request may follow on the connection."""
+        self.is_open = False
+        """Whether a response head was written."""
+        self.is_paused = False
+        self.is_closed = False
+        self.has_stalled = False
+        self.bytes_out = 0
+        self.backpressure_seconds = 0.0
+        self.write: Callable[[bytes], None] = self._write_raw
+
+    # Writing
+
+    def _write_chunk(self, data: bytes) -> None:
+        if not self.is_closed:
+            self._transport_write(b"%x\r\n%b\r\n" % (len(data), data))
+            self.bytes_out += len(data)
+
+    def _write_raw(self, data: bytes) -> None:
+        if not self.is_closed:
+            self._transport_write(data)
+            self.bytes_out += len(data)
+
+    def _write_nothing(self, data: bytes) -> None:
+        """Drop a body that an answer to HEAD must not have."""
+
+    def open(self, exchange: Exchange, head: ResponseHead, first: bytes) -> None:
+        """Send the filtered response head of an upstream together with `first`."""
+        lines = [b"%b: %b" % pair for pair in headers_down(head.headers)]
+        lines += [b"%b: %b" % pair for pair in self._relay_headers(exchange, head)]
+        framing = self._frame(head)
+        if framing is not None:
+            lines.append(framing)
+        data = self._head_bytes(head.status, lines)
+        if first and not self._is_head:
+            data += b"%x\r\n%b\r\n" % (len(first), first) if self._is_chunked else first
+            self.bytes_out += len(first)
+        self._send_head(data)
+
+    def switch(self, exchange: Exchange, head: ResponseHead, first: bytes, take: Callable[[bytes], None]) -> None:
+        """Leave HTTP: send an upstream's 101 and `first`; from now on what the client sends goes to `take`."""
+        lines = [b"%b: %b" % pair for pair in headers_down(head.headers)]
+        lines += [b"Connection: Upgrade", b"Upgrade: websocket", b"x-relay-request-id: %b" % exchange.request.id.encode("ascii")]
+        self.write = self._write_raw
+        self.keep_alive = True
+        self._send_head(self._head_bytes(101, lines) + first)
+        self.keep_alive = False
+        self._wire.tap(Tap(take))
+
+    def set_reading(self, *, on: bool) -> None:
+        """Stop or go on reading from the client of a tunnel."""
+        if not self.is_closed:
+            (self._transport.resume_reading if on else self._transport.pause_reading)()
+
+    def answer(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        """Send a whole answer of the relay's own."""
+        lines = [b"%b: %b" % pair for pair in headers]
+        lines.append(b"Content-Length: %d" % len(body))
+        data = self._head_bytes(status, lines)
+        if not self._is_head:
+            data += body
+            self.bytes_out += len(body)
+        self._send_head(data)
+
+    def _send_head(self, data: bytes) -> None:
+        self.is_open = True
+        if not self.is_closed:
+            self._transport_write(data)
+
+    def _head_bytes(self, status: int, lines: list[bytes]) -> bytes:
+        lines += [b"%b: %b" % pair for pair in self._cors]
+        if not self.keep_alive:
+            lines.append(b"Connection: close")
+        start = _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+        return b"%b%b\r\n\r\n" % (start, b"\r\n".join(lines))
+
+    def _relay_headers(self, exchange: Exchange, head: ResponseHead) -> list[tuple[bytes, bytes]]:
+        request_id = exchange.request.id.encode("ascii")
+        attempt = exchange.attempts[-1]
+        lines = [
+            (b"x-relay-request-id", request_id),
+            (b"x-relay-route", attempt_name(exchange.route.name if exchange.route is not None else "")),
+            (b"x-relay-upstream", attempt_name(attempt.target.upstream.name)),
+            (b"x-relay-attempts", b"%d" % len(exchange.attempts)),
+        ]
+        if header(head.headers, b"x-request-id") is None:
+            lines.append((b"x-request-id", request_id))
+        if head.is_event_stream:
+            # Proxies in front must not collect events (nginx reads this one).
+            lines.append((b"x-accel-buffering", b"no"))
+            if header(head.headers, b"cache-control") is None:
+                lines.append((b"cache-control", b"no-cache"))
+        return lines
+
+    def _frame(self, head: ResponseHead) -> bytes | None:
+        """Choose the answer's framing: events are always chunked, other bodies keep their length."""
+        if self._is_head:
+            self.write = self._write_nothing
+            return b"Content-Length: %d" % head.content_length if head.content_length is not None else None
+        if head.status in NO_BODY:
+            self.write = self._write_nothing
+            return None
+        if head.content_length is not None and head.framing is Framing.LENGTH and not head.is_event_stream:
+            return b"Content-Length: %d" % head.content_length
+        if self._has_chunks:
+            self._is_chunked = True
+            self.write = self._write_chunk
+            return b"Transfer-Encoding: chunked"
+        return None
+
+    # Ending
+
+    def finish(self) -> None:
+        """End the answer cleanly."""
+        if self._is_chunked and not self.is_closed:
+            self._transport_write(b"0\r\n\r\n")
+
+    def cut(self, last: bytes) -> None:
+        """Send `last`, then close without a last chunk: a FIN inside the framing, or an RST where nothing else can tell."""
+        self.keep_alive = False
+        if self.is_closed:
+            return
+        if not self._has_chunks:
+            self._reset()
+            return
+        if last:
+            self.write(last)
+        self._transport.close()
+
+    def _reset(self) -> None:
+        """Abort the connection so that the client sees an RST."""
+        sock = self._transport.get_extra_info("socket")
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self._transport.abort()
+
+    def lost(self) -> None:
+        """Take note that the connection is gone."""
+        self.is_closed = True
+        self._stop_timer()
+        self._account_pause()
+
+    def release(self) -> None:
+        """Let go of the connection: the exchange is over."""
+        if not self.is_paused:
+            self._wire.sink = None
+
+    # Back-pressure
+
+    def follow(self, call: Call | None) -> None:
+        """Pause and resume `call` as the client's buffers fill and drain."""
+        self._call = call
+        if call is not None and self.is_paused:
+            call.pause()
+
+    def pause(self) -> None:
+        """Take note that the client's buffers are full."""
+        self.is_paused = True
+        self._paused_at = monotonic()
+        self._pending = self._transport.get_write_buffer_size()
+        if self._call is not None:
+            self._call.pause()
+        self._timer = asyncio.get_running_loop().call_later(self.write_seconds, self._look)
+
+    def resume(self) -> None:
+        """Take note that the client's buffers have room again."""
+        self.is_paused = False
+        self._stop_timer()
+        self._account_pause()
+        if self._call is not None:
+            self._call.resume()
+
+    def _look(self) -> None:
+        """Cut a client that took nothing; one that reads slowly but reads is given time."""
+        pending = self._transport.get_write_buffer_size()
+        if pending < self._pending:
+            self._pending = pending
+            self._timer = asyncio.get_running_loop().call_later(self.write_seconds, self._look)
+            return
+        self.has_stalled = True
+        self._reset()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _account_pause(self) -> None:
+        if self._paused_at:
+            self.backpressure_seconds += monotonic() - self._paused_at
+            self._paused_at = 0.0
+
+
+def attempt_name(name: str) -> bytes:
+    """Encode a configured name for a header line: printable ASCII, anything else as `?`."""
+    return bytes(byte if 0x20 < byte < 0x7F else 0x3F for byte in name.encode("utf-8"))
