@@ -6,7 +6,7 @@ The life of a request, and the room each step happens in:
    `wire.body` parse the body once, and makes a `ClientRequest`.
 2. `policy.routing` turns the model's name into an ordered plan of targets.
 3. `forward` takes the next target; a provider (`providers`) encodes the request for it. -> `UpstreamRequest`
-4. `transport.upstream` connects, sends and reads the answer's head. -> `ResponseHead`
+4. An `attempt` has `transport.upstream` connect, send and read the answer's head. -> `ResponseHead`
 5. `stream` passes the body on as it comes, a copy of it observed by `wire`; with the first meaningful event it commits:
    status and headers go to the client, and from then on no other target is tried.
 6. A failure before that goes to `policy.verdicts`: another target, or an error (`errors`) in the words of a dialect (`dialects`).
@@ -17,11 +17,13 @@ The life of a request, and the room each step happens in:
 
 Who may import whom (a test checks it), lowest first:
 
-    errors <- config <- exchange <- wire, policy <- providers, dialects <- stream <- forward <- gateway <- transport <- app <- cli
-                        exchange <- telemetry                                                                       <- app
+    errors <- config <- exchange <- wire, policy <- providers, dialects <- stream
+    stream <- ports <- attempt <- forward <- gateway <- transport <- app <- cli
+    exchange <- telemetry <- app
 
 From `errors` up to `stream` nothing does I/O, reads a clock or rolls a die, `config`'s loader excepted: time and chance come in
-as arguments. From the upstream's socket to the client's a chunk passes through plain functions and wakes no task.
+as arguments. `ports` declares what `attempt` and `forward` need from `transport`. From the upstream's socket to the client's a
+chunk passes through plain functions and wakes no task.
 """
 
 __version__ = "0.1.0"

@@ -17,11 +17,12 @@ from time import time
 from typing import Any
 
 from relay import __version__
+from relay.attempt import Attempting
 from relay.catalog import Catalog
 from relay.config.tree import Config, Kind, Server, Upstream
 from relay.errors import ConnectFailed
-from relay.exchange import Headers, Outcome
-from relay.forward import Attempting, Forwarder
+from relay.exchange import Headers, Outcome, header
+from relay.forward import Forwarder
 from relay.gateway import Gateway, Snapshot
 from relay.policy.routing import Router
 from relay.providers.openai import OpenAIProvider
@@ -34,7 +35,6 @@ from relay.transport.downstream import Downstream, Page
 from relay.transport.fetch import fetch
 from relay.transport.listener import Incoming, RelayServer, Sent
 from relay.transport.upstream import UpstreamPools
-from relay.wire.headers import header
 
 BACKLOG = 2048
 SEND_BUFFER = 256 * 2**10
@@ -184,7 +184,7 @@ class App:
         assert self._gateway is not None
         try:
             config = await asyncio.to_thread(reload)
-        except Exception as error:  # noqa: BLE001  # whatever is wrong with the new file, the old configuration stays
+        except Exception as error:  # whatever is wrong with the new file, the old configuration stays
             self._metrics.loaded(is_good=False, unix_time=time())
             self._log.error("reload", message=str(error), result="refused")
             return

@@ -89,4 +89,8 @@ def _parse(body: bytes) -> list[dict[str, Any]]:
     entries = answer.get("data") if isinstance(answer, dict) else None
     if not isinstance(entries, list):
         return []
-    return [_entry(str(entry["id"]), "") | entry for entry in entries[:MAX_MODELS] if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
+    return [
+        _entry(str(entry["id"]), "") | entry
+        for entry in entries[:MAX_MODELS]
+        if isinstance(entry, dict) and isinstance(entry.get("id"), str)
+    ]

@@ -21,7 +21,9 @@ class RelayError(Exception):
 class ClientError(RelayError):
     """The caller's own fault: never falls back, never counts against a target. `code` is a key of `CLIENT_ERRORS`."""
 
-    def __init__(self, code: str, *, param: str | None = None, message: str | None = None, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, code: str, *, param: str | None = None, message: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(code)
         self.code = code
         self.param = param
@@ -247,7 +249,9 @@ def error_answer(error: RelayError) -> ErrorAnswer:
         case UpstreamError():
             return _upstream_answer(error)
         case _:
-            return ErrorAnswer(status=500, type="server_error", code="internal_error", message="The relay failed; this is a bug of its own.")
+            return ErrorAnswer(
+                status=500, type="server_error", code="internal_error", message="The relay failed; this is a bug of its own."
+            )
 
 
 def _upstream_answer(error: UpstreamError) -> ErrorAnswer:

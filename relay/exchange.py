@@ -16,6 +16,19 @@ Headers = tuple[tuple[bytes, bytes], ...]
 """Header lines as they stood on the wire, in order: (name, value), names in their own spelling."""
 
 
+def header(headers: Headers, name: bytes) -> bytes | None:
+    """Return the first value of `name` (lower case), or None."""
+    for key, value in headers:
+        if key.lower() == name:
+            return value
+    return None
+
+
+def header_values(headers: Headers, name: bytes) -> list[bytes]:
+    """Return every value of `name` (lower case), in order."""
+    return [value for key, value in headers if key.lower() == name]
+
+
 class Outcome(Enum):
     """How an exchange ended: a closed set, the same word in the log, the metrics and the trace."""
 
@@ -79,6 +92,12 @@ class Operation(Enum):
     MODELS = "models"
     REALTIME = "realtime"
     OTHER = "other"
+
+
+JSON_OPERATIONS: Final = frozenset(
+    {Operation.CHAT, Operation.COMPLETIONS, Operation.EMBEDDINGS, Operation.RESPONSES, Operation.MODERATIONS}
+)
+"""The endpoints whose request body is parsed and whose answer is JSON or events."""
 
 
 class Framing(Enum):

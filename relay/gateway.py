@@ -14,14 +14,26 @@ from relay.catalog import Catalog
 from relay.config.tree import Config, Key, Upstream
 from relay.dialects.openai import check_path, makes_object, object_id, operation_of
 from relay.errors import ClientError, Draining, ErrorAnswer, InternalError, Overloaded, RelayError, error_answer
-from relay.exchange import ClientRequest, Exchange, Headers, Operation, Outcome, State, Summary, UpstreamRequest, summarize
-from relay.forward import JSON_OPERATIONS, Forwarder, Sink, Upload
+from relay.exchange import (
+    JSON_OPERATIONS,
+    ClientRequest,
+    Exchange,
+    Headers,
+    Operation,
+    Outcome,
+    State,
+    Summary,
+    UpstreamRequest,
+    header,
+    summarize,
+)
+from relay.forward import Forwarder
 from relay.policy.keys import Guesses, find_key
 from relay.policy.owners import Owners
 from relay.policy.routing import Choice, RoutePlan, Router
+from relay.ports import Sink, Upload
 from relay.providers.openai import OpenAIProvider
 from relay.wire.body import parse_body, peek_model
-from relay.wire.headers import header
 from relay.wire.query import query_value
 
 PEEK_BYTES = 2**20
@@ -130,7 +142,7 @@ class Gateway:
             if exchange.outcome is None:
                 exchange.outcome = Outcome.CLIENT_STALLED if client.has_stalled else Outcome.CLIENT_GONE
             raise
-        except Exception as error:  # noqa: BLE001  # the last line: a bug ends one exchange, never the process
+        except Exception as error:  # the last line: a bug ends one exchange, never the process
             self._observer.crashed(exchange, error)
             exchange.outcome = None
             self._refuse(exchange, client, InternalError())
@@ -203,7 +215,9 @@ class Gateway:
             key=key,
         )
 
-    async def _parsed(self, exchange: Exchange, arrival: Arrival, operation: Operation, key: Key | None, snapshot: Snapshot) -> ClientRequest:
+    async def _parsed(
+        self, exchange: Exchange, arrival: Arrival, operation: Operation, key: Key | None, snapshot: Snapshot
+    ) -> ClientRequest:
         if header(arrival.headers, b"content-encoding") not in (None, b"identity"):
             raise ClientError("unsupported_encoding")
         raw = await arrival.read(snapshot.config.server.max_body)
@@ -224,7 +238,9 @@ class Gateway:
             is_stream=body.stream,
         )
 
-    async def _opaque(self, exchange: Exchange, arrival: Arrival, operation: Operation, key: Key | None) -> tuple[ClientRequest, Upload | None]:
+    async def _opaque(
+        self, exchange: Exchange, arrival: Arrival, operation: Operation, key: Key | None
+    ) -> tuple[ClientRequest, Upload | None]:
         model = query_value(arrival.query, "model")
         first, is_whole = b"", not arrival.has_body
         length = arrival.content_length

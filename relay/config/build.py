@@ -83,10 +83,12 @@ def _routes(draft: Draft, upstreams: Mapping[str, Upstream], report: Report) -> 
 def _keys(draft: Draft, report: Report) -> dict[bytes, Key]:
     keys: dict[bytes, Key] = {}
     for name, settings in draft.keys.items():
+        _check_key_routes(name, draft, report)
         if settings is None:
             continue
         digest = _digest(name, settings, report)
-        _check_key_routes(name, settings, draft, report)
+        if "routes" in settings.model_fields_set and not settings.routes:
+            report.add(("keys", name, "routes"), "is empty, so the key is good for nothing; leave it out for all routes")
         if settings.expires is not None and settings.expires <= time.time():
             report.warn(("keys", name, "expires"), "has passed: the key is refused")
         if digest is None:
@@ -116,11 +118,9 @@ def _digest(name: str, settings: models.Key, report: Report) -> bytes | None:
     return hashlib.sha256(key).digest()
 
 
-def _check_key_routes(name: str, settings: models.Key, draft: Draft, report: Report) -> None:
-    if "routes" in settings.model_fields_set and not settings.routes:
-        report.add(("keys", name, "routes"), "is empty, so the key is good for nothing; leave it out for all routes")
-    for index, route in enumerate(settings.routes):
-        if route not in draft.routes and draft.routes and not report.is_full:
+def _check_key_routes(name: str, draft: Draft, report: Report) -> None:
+    for index, route in enumerate(draft.key_routes[name]):
+        if isinstance(route, str) and route and route not in draft.routes and draft.routes and not report.is_full:
             report.add(("keys", name, "routes", index), f'no route named "{shown(route)}"{did_you_mean(route, draft.routes)}')
 
 

@@ -127,7 +127,7 @@ class Key(BaseModel):
     model_config = _STRICT
 
     key: Credential | None = _setting(None, "The key itself; `hash` is safer.", "${ALICE_KEY}", is_secret=True)
-    hash: Digest | None = _setting(None, "SHA-256 of the key, as sha256: and 64 hexadecimal digits.", "sha256:" + "0" * 64)
+    hash: Digest | None = _setting(None, "SHA-256 of the key, as sha256: and 64 hexadecimal digits.", "sha256:" + "0" * 64, is_secret=True)
     routes: list[Model] = _setting([], "Names of the routes it may use. Left out: all.", ["fast", "openai/*"])
     enabled: Switch = _setting(True, "Whether it may be used now.", True, shown=True)
     expires: Expiry | None = _setting(None, "Last day (UTC), or moment, of its use.", "2027-12-31", "2027-12-31T18:00:00Z")

@@ -4,6 +4,7 @@ A message never holds a value that could be a secret; the source line under it i
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -13,7 +14,10 @@ Path = tuple[str | int, ...]
 
 MAX_PROBLEMS: Final = 50
 """More than anyone reads; bounds the work a hostile file can cause."""
+HIDDEN: Final = "***"
 _MAX_NAME: Final = 64
+_CREDENTIAL: Final = re.compile(r"(?:^|[^A-Za-z0-9])(?:sk|pk|rk|gsk|xai|tgp|AIza)[-_A-Z0-9]|(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]{40,}")
+"""Prefixes that vendors give their keys, and long runs with a digit in them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +54,15 @@ class ConfigInvalid(Exception):
     __repr__ = __str__
 
 
+def looks_secret(text: str) -> bool:
+    """Tell whether `text` has the look of a credential, wherever it stands: people swap `api_key` and its neighbours."""
+    return _CREDENTIAL.search(text) is not None
+
+
 def shown(name: str) -> str:
-    """Return `name` fit for one line of a message: short, and without characters that do not print."""
+    """Return `name` fit for one line of a message: short, printing, and not if it looks like a credential."""
+    if looks_secret(name):
+        return HIDDEN
     text = "".join(char if char.isprintable() else "?" for char in name[: _MAX_NAME + 1])
     return text if len(text) <= _MAX_NAME else f"{text[:_MAX_NAME]}..."
 

@@ -8,9 +8,8 @@ from typing import Final
 from relay.config.document import Place
 from relay.config.excerpt import excerpt
 from relay.config.models import field_at, names_below
-from relay.config.problems import MAX_PROBLEMS, ConfigInvalid, Path, Problem, closest, path_text
+from relay.config.problems import HIDDEN, MAX_PROBLEMS, ConfigInvalid, Path, Problem, closest, looks_secret, path_text
 
-HIDDEN: Final = "***"
 _VARIABLE: Final = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}")
 
 
@@ -79,7 +78,7 @@ class Report:
         """Note what is accepted but should be known."""
         place = self._nearest(path)
         where = f"{self.file}:{place.line + 1}" if place is not None else self.file
-        self.warnings.append(f"{where}: {path_text(path)}: {message}")
+        self.warnings.append(f"{where}: {safe_path_text(path)}: {message}")
 
     def raise_if_any(self) -> None:
         """Raise ConfigInvalid with everything found, in the order of the file."""
@@ -112,6 +111,8 @@ def may_show_name(path: Path) -> bool:
     A name that is no setting may be a credential in the wrong place (`openai: {sk-...}`), unless it looks like a setting.
     """
     name = path[-1]
+    if isinstance(name, str) and looks_secret(name):
+        return False
     allowed = names_below(path[:-1])
     if not isinstance(name, str) or allowed is None:
         return len(path) == 2 and path[0] in ("upstreams", "routes", "keys")
@@ -123,7 +124,7 @@ def may_show_value(path: Path, text: str) -> bool:
     if _VARIABLE.fullmatch(text):
         return True
     setting = field_at(path)
-    if setting is None:
+    if setting is None or looks_secret(text):
         return False
     extra = setting.json_schema_extra
     is_secret = isinstance(extra, dict) and bool(extra.get("writeOnly"))

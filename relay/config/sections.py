@@ -31,6 +31,8 @@ class Draft:
     upstreams: dict[str, models.Upstream | None] = field(default_factory=dict)
     routes: dict[str, tuple[str, str] | None] = field(default_factory=dict)
     keys: dict[str, models.Key | None] = field(default_factory=dict)
+    key_routes: dict[str, list[object]] = field(default_factory=dict)
+    """The routes that each key names, also of a key with another mistake."""
     default_model: str | None = None
     has_keys: bool = False
     """Whether keys were meant, be they right or wrong."""
@@ -54,6 +56,8 @@ def validate(data: object, report: Report) -> Draft:
     for name, entry in _entries(data, "keys", report):
         _check_name(name_flaw(name), ("keys", name), report)
         draft.keys[name] = _model(models.Key, entry, ("keys", name), report)
+        named = entry.get("routes") if isinstance(entry, dict) else None
+        draft.key_routes[name] = named if isinstance(named, list) else []
     draft.has_keys = bool(data.get("keys"))
     if "default_model" in data:
         draft.default_model = _default_model(data["default_model"], report)

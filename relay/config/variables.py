@@ -29,17 +29,18 @@ def expand(text: str, environ: Mapping[str, str], folder: Path) -> str:
 
 def read_small_file(path: Path, *, limit: int = MAX_FILE) -> str:
     """Read a text file of at most `limit` bytes, without its last line break. Raises ValueError."""
+    name = shown(str(path))
     try:
         with path.open("rb") as file:
             raw = file.read(limit + 1)
     except OSError as error:
-        raise ValueError(f"file {path} cannot be read: {error.strerror or 'unknown reason'}") from None
+        raise ValueError(f"file {name} cannot be read: {error.strerror or 'unknown reason'}") from None
     if len(raw) > limit:
-        raise ValueError(f"file {path} is larger than {limit // 1024} KiB")
+        raise ValueError(f"file {name} is larger than {limit // 1024} KiB")
     try:
         return raw.decode().removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError:
-        raise ValueError(f"file {path} is not UTF-8 text") from None
+        raise ValueError(f"file {name} is not UTF-8 text") from None
 
 
 def _value(found: re.Match[str], environ: Mapping[str, str], folder: Path) -> str:

@@ -11,8 +11,7 @@ from typing import Final
 
 from relay.config.tree import Key
 from relay.errors import ClientError
-from relay.exchange import Headers
-from relay.wire.headers import header_values
+from relay.exchange import Headers, header_values
 
 GUESSES: Final = 20
 GUESS_SECONDS: Final = 60.0

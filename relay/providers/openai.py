@@ -8,9 +8,9 @@ choose a host (A25, A42, A43).
 from urllib.parse import urlsplit
 
 from relay.config.tree import Upstream
-from relay.exchange import ClientRequest, Operation, UpstreamRequest
+from relay.exchange import ClientRequest, Operation, UpstreamRequest, header
 from relay.wire.body import replace_model
-from relay.wire.headers import header, headers_up, identity_up
+from relay.wire.headers import headers_up, identity_up
 
 API_PREFIX = "/v1"
 
@@ -26,7 +26,9 @@ class OpenAIProvider:
         self._prefix = parts.path.rstrip("/")
         self._fixed = b"Host: %b\r\nAccept-Encoding: identity\r\n" % parts.netloc.encode("idna" if not parts.netloc.isascii() else "ascii")
 
-    def encode(self, request: ClientRequest, model: str | None, credential: bytes | None, *, upload_length: int | None, is_upload: bool) -> UpstreamRequest:
+    def encode(
+        self, request: ClientRequest, model: str | None, credential: bytes | None, *, upload_length: int | None, is_upload: bool
+    ) -> UpstreamRequest:
         """Encode `request` for this upstream, with `model` in place of the client's name when it differs.
 
         `credential` is the upstream's key, None for none. An upload's body is not at hand: `upload_length` is its

@@ -34,7 +34,9 @@ NO_ROUTE: Final = "_none"
 class Metrics:
     """The registry and everything in it."""
 
-    def __init__(self, config: Config, version: str, connections: Callable[[], dict[str, tuple[int, int]]], dropped_logs: Callable[[], int]) -> None:
+    def __init__(
+        self, config: Config, version: str, connections: Callable[[], dict[str, tuple[int, int]]], dropped_logs: Callable[[], int]
+    ) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no annotation here
         self.registry = registry = CollectorRegistry(auto_describe=False)
         ProcessCollector(registry=registry)
@@ -51,7 +53,9 @@ class Metrics:
             ("operation", "route", "stream", "code", "outcome"),
             registry=registry,
         )
-        self._in_flight = Gauge("relay_requests_in_flight", "Client requests currently being served, by route.", ("route", "stream"), registry=registry)
+        self._in_flight = Gauge(
+            "relay_requests_in_flight", "Client requests currently being served, by route.", ("route", "stream"), registry=registry
+        )
         self._ttft = Histogram(
             "relay_time_to_first_token_seconds",
             "From request fully received to the first content-bearing event (text, reasoning or tool call) written to the client; "
@@ -121,7 +125,10 @@ class Metrics:
             registry=registry,
         )
         self._malformed = Counter(
-            "relay_malformed_events_total", "Events of upstreams that could not be read; they were passed on unchanged.", ("upstream",), registry=registry
+            "relay_malformed_events_total",
+            "Events of upstreams that could not be read; they were passed on unchanged.",
+            ("upstream",),
+            registry=registry,
         )
         self._backpressure = Counter(
             "relay_client_backpressure_seconds_total", "Time streams waited for a slow client to take bytes.", ("route",), registry=registry
@@ -140,7 +147,9 @@ class Metrics:
         build.labels(version, platform.python_version()).set(1)
         dropped = Gauge("relay_log_events_dropped", "Log events dropped because the log writer was behind.", registry=registry)
         dropped.set_function(dropped_logs)
-        self._connections = Gauge("relay_upstream_connections", "Open upstream connections, by state.", ("upstream", "state"), registry=registry)
+        self._connections = Gauge(
+            "relay_upstream_connections", "Open upstream connections, by state.", ("upstream", "state"), registry=registry
+        )
         self._count_connections = connections
         for invariant in ("one_end", "started_is_ended_plus_in_flight"):
             self._violations.labels(invariant)
@@ -236,7 +245,12 @@ class Metrics:
         if usage is None:
             return
         key = summary.request.key
-        for kind, amount in (("input", usage.input), ("output", usage.output), ("cached_input", usage.cached), ("reasoning", usage.reasoning)):
+        for kind, amount in (
+            ("input", usage.input),
+            ("output", usage.output),
+            ("cached_input", usage.cached),
+            ("reasoning", usage.reasoning),
+        ):
             if amount:
                 self._child(self._tokens, route, upstream, kind, "reported").inc(amount)
                 if key is not None:

@@ -15,7 +15,7 @@ from typing import Final, Protocol
 import httptools
 
 from relay.exchange import Framing, ResponseHead, UpstreamRequest
-from relay.forward import Receiver
+from relay.ports import Receiver
 from relay.stream import BodyEnd
 
 MAX_HEADERS: Final = 128
@@ -232,9 +232,7 @@ class Connection(asyncio.Protocol):
         self.resume_writing()
         self._home.forget(self)
         # A close-delimited body that ends by RST looks the same as one that ends by FIN, but for `exc`.
-        if exc is not None:
-            self._end(BodyEnd.RESET)
-        elif self._head is None and not self._received:
+        if exc is not None or (self._head is None and not self._received):
             self._end(BodyEnd.RESET)
         elif self._is_tunnel or (self._head is not None and self._head.framing is Framing.CLOSE):
             self._end(BodyEnd.OPEN)

@@ -107,7 +107,9 @@ class Dialer:
             if now - self._resolved_at < DNS_SECONDS + DNS_STALE_SECONDS:
                 return self._addresses
             raise ConnectFailed(ConnectFault.DNS) from None
-        allowed = [info for info in found if self._proxy is not None or is_allowed(str(info[4][0]), is_private_allowed=self._is_private_allowed)]
+        allowed = [
+            info for info in found if self._proxy is not None or is_allowed(str(info[4][0]), is_private_allowed=self._is_private_allowed)
+        ]
         if not allowed:
             raise ConnectFailed(ConnectFault.FORBIDDEN)
         self._addresses = [(int(family), int(kind), proto, name, address) for family, kind, proto, name, address in allowed]  # type: ignore[misc]  # AF_INET and AF_INET6 only

@@ -10,16 +10,17 @@ from typing import Any, Final
 
 from relay.config.tree import Server
 from relay.errors import ClientError, error_answer
-from relay.exchange import Headers
+from relay.exchange import Headers, header, header_values
 from relay.gateway import Gateway
 from relay.transport.listener import Incoming, Sent
 from relay.transport.sink import ClientSink
 from relay.transport.upload import BodyReader, StreamedUpload
-from relay.wire.headers import header, header_values
 
 _HOST: Final = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=\-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 _JSON: Final = (b"content-type", b"application/json")
-_EXPOSED: Final = b"x-request-id, x-relay-request-id, x-relay-route, x-relay-upstream, x-relay-attempts, x-relay-error, retry-after, retry-after-ms"
+_EXPOSED: Final = (
+    b"x-request-id, x-relay-request-id, x-relay-route, x-relay-upstream, x-relay-attempts, x-relay-error, retry-after, retry-after-ms"
+)
 
 Page = Callable[[Headers], tuple[int, bytes, bytes]]
 """A page of the relay's own: request headers -> status, content type, body."""

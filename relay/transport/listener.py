@@ -26,11 +26,6 @@ WRITE_BUFFER: Final = 64 * 2**10
 MAX_HEADERS: Final = 100
 MAX_LINE: Final = 8190
 
-_silent = logging.getLogger("relay.aiohttp")
-_silent.addHandler(logging.NullHandler())
-_silent.propagate = False
-"""aiohttp logs parts of what a client sent; nothing of that may reach a log."""
-
 
 class Sent:
     """What a handler returns to aiohttp when the answer was written already."""
@@ -140,7 +135,9 @@ class RelayHandler(RequestHandler):
         answer = error_answer(ClientError("headers_too_large" if isinstance(exc, LineTooLong) else "bad_request"))
         if self.transport is not None:
             sink = ClientSink(self, is_head=False, has_chunks=True, keep_alive=False, write_seconds=1.0)
-            sink.answer(answer.status, [(b"content-type", b"application/json"), (b"x-relay-error", answer.code.encode("ascii"))], answer.body())
+            sink.answer(
+                answer.status, [(b"content-type", b"application/json"), (b"x-relay-error", answer.code.encode("ascii"))], answer.body()
+            )
         return Sent(keep_alive=False)
 
     def log_exception(self, *args: Any, **kwargs: Any) -> None:
@@ -165,7 +162,7 @@ class RelayServer(web.Server):
             "keepalive_timeout": IDLE_SECONDS,
             "lingering_time": LINGER_SECONDS,
             "access_log": None,
-            "logger": _silent,
+            "logger": _silent_logger(),
             "max_line_size": MAX_LINE,
             "max_field_size": MAX_LINE,
             "max_headers": MAX_HEADERS,
@@ -187,3 +184,10 @@ class RelayServer(web.Server):
     def give_place(self) -> None:
         """Count a connection out."""
         self._places += 1
+
+
+def _silent_logger() -> logging.Logger:
+    """Return a logger that drops everything: aiohttp logs parts of what a client sent, and nothing of that may reach a log."""
+    logger = logging.Logger("relay.aiohttp")
+    logger.addHandler(logging.NullHandler())
+    return logger

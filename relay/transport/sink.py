@@ -16,9 +16,9 @@ from http import HTTPStatus
 from time import monotonic
 from typing import Final, Protocol
 
-from relay.exchange import Exchange, Framing, ResponseHead
-from relay.forward import Call
-from relay.wire.headers import header, headers_down
+from relay.exchange import Exchange, Framing, ResponseHead, header
+from relay.ports import Call
+from relay.wire.headers import headers_down
 
 _STATUS_LINES: Final = {status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode("ascii")) for status in HTTPStatus}
 _RESET: Final = struct.pack("ii", 1, 0)
@@ -78,7 +78,16 @@ class ClientSink:
         "write_seconds",
     )
 
-    def __init__(self, wire: Wire, *, is_head: bool, has_chunks: bool, keep_alive: bool, write_seconds: float, cors: tuple[tuple[bytes, bytes], ...] = ()) -> None:
+    def __init__(
+        self,
+        wire: Wire,
+        *,
+        is_head: bool,
+        has_chunks: bool,
+        keep_alive: bool,
+        write_seconds: float,
+        cors: tuple[tuple[bytes, bytes], ...] = (),
+    ) -> None:
         assert wire.transport is not None
         self._wire = wire
         self._transport = wire.transport

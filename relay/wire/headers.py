@@ -7,7 +7,7 @@ Names compare in lower case; values are bytes and pass untouched. What `Connecti
 from collections.abc import Iterable
 from typing import Final
 
-from relay.exchange import Headers
+from relay.exchange import Headers, header_values
 
 _UP: Final = frozenset(
     {
@@ -66,19 +66,6 @@ _HOP_BY_HOP: Final = frozenset(
     }
 )
 _NEVER_DOWN: Final = _HOP_BY_HOP | {b"content-length", b"set-cookie", b"set-cookie2", b"alt-svc", b"strict-transport-security"}
-
-
-def header(headers: Headers, name: bytes) -> bytes | None:
-    """Return the first value of `name` (lower case), or None."""
-    for key, value in headers:
-        if key.lower() == name:
-            return value
-    return None
-
-
-def header_values(headers: Headers, name: bytes) -> list[bytes]:
-    """Return every value of `name` (lower case), in order."""
-    return [value for key, value in headers if key.lower() == name]
 
 
 def nominated(values: Iterable[bytes]) -> frozenset[bytes]:

@@ -1,0 +1,312 @@
+"""One try at one target: what the upstream says goes in, what the client sees comes out.
+
+`Attempting` is told what the upstream does (`head`, `relay.feed`, `end`) synchronously from the connection's
+`data_received`, and it writes to the client synchronously; the coroutine that runs it only sleeps on `done`.
+
+Deadlines are one timer per attempt that looks at the marks when it fires and re-arms itself for what is left, so that
+a chunk touches no timer.
+"""
+
+import asyncio
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+from relay.config.tree import Timeouts
+from relay.errors import (
+    Draining,
+    Malformation,
+    MalformedResponse,
+    Phase,
+    RelayError,
+    UpstreamError,
+    UpstreamRefused,
+    UpstreamTimeout,
+    encode_error,
+    upstream_message,
+)
+from relay.exchange import JSON_OPERATIONS, Attempt, Exchange, Operation, Outcome, ResponseHead, State, UpstreamRequest
+from relay.policy.routing import Choice
+from relay.policy.verdicts import judge
+from relay.ports import Call, Sink, Upload, Upstreams
+from relay.stream import DONE_GRACE_SECONDS, HOLD_SECONDS, BodyEnd, BodyRelay, EventRelay, HoldBudget, OpaqueRelay, WholeRelay, broken
+from relay.wire.openai import error_event
+
+
+class Attempting:
+    """One attempt: what the upstream says goes in, what the client sees comes out."""
+
+    __slots__ = (
+        "_budget",
+        "_call",
+        "_choice",
+        "_exchange",
+        "_grace",
+        "_hold",
+        "_loop",
+        "_may_fall_back",
+        "_refusal",
+        "_sink",
+        "_timeouts",
+        "_watchdog",
+        "attempt",
+        "done",
+        "is_uploading",
+        "relay",
+        "switch",
+        "was_reused",
+        "write",
+    )
+
+    def __init__(
+        self, exchange: Exchange, choice: Choice, sink: Sink, timeouts: Timeouts, budget: HoldBudget, *, may_fall_back: bool
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._exchange = exchange
+        self._choice = choice
+        self._sink = sink
+        self._timeouts = timeouts
+        self._budget = budget
+        self._may_fall_back = may_fall_back
+        self._call: Call | None = None
+        self._refusal: UpstreamRefused | None = None
+        self._watchdog: asyncio.TimerHandle | None = None
+        self._hold: asyncio.TimerHandle | None = None
+        self._grace: asyncio.TimerHandle | None = None
+        self.attempt = Attempt(target=choice.target, started_at=monotonic())
+        self.done: asyncio.Future[RelayError | None] = self._loop.create_future()
+        """None: the answer reached the client and is over; an error: nothing reached the client."""
+        self.was_reused = False
+        """Whether the connection had served another request before."""
+        self.is_uploading = False
+        self.relay: BodyRelay | None = None
+        self.switch: Callable[[ResponseHead, bytes], None] | None = (
+            self._switch if exchange.request.operation is Operation.REALTIME else None
+        )
+        self.write = sink.write
+
+    # What the attempt loop does with it
+
+    async def run(self, upstreams: Upstreams, request: UpstreamRequest, upload: Upload | None, *, is_fresh: bool) -> RelayError | None:
+        """Make the attempt; return None when the answer is over, else why nothing reached the client."""
+        try:
+            try:
+                self._call = await upstreams.begin(request, self, self._timeouts.connect, is_fresh=is_fresh)
+            except UpstreamError as error:
+                return error
+            self.attempt.sent_at = monotonic()
+            self.was_reused = self._call.is_reused
+            self._sink.follow(self._call)
+            self._watch()
+            if upload is not None:
+                await self._upload(upload, self._call)
+            return await self.done
+        finally:
+            self._close()
+
+    async def _upload(self, upload: Upload, call: Call) -> None:
+        """Send the body until it is all there or the answer is over, whichever is first."""
+        self.is_uploading = True
+        task = self._loop.create_task(upload.run(call))
+        waits: set[asyncio.Future[Any]] = {task, self.done}
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                task.result()
+        finally:
+            task.cancel()
+            self.is_uploading = False
+            self.attempt.sent_at = monotonic()
+
+    def cut(self, outcome: Outcome, code: str) -> None:
+        """End the attempt for a reason of the relay's own, such as shutdown."""
+        if self._exchange.state is State.COMMITTED and self.relay is not None:
+            self.relay.cut(outcome, code)
+        elif not self.done.done():
+            self.done.set_result(Draining())
+
+    def _close(self) -> None:
+        for timer in (self._watchdog, self._hold, self._grace):
+            if timer is not None:
+                timer.cancel()
+        self._sink.follow(None)
+        if self._call is not None:
+            self._call.close(self)
+        if isinstance(self.relay, WholeRelay):
+            self.relay.abandon()
+
+    # What the upstream's connection says
+
+    def head(self, head: ResponseHead) -> None:
+        """Take the response head and choose how its body is relayed."""
+        self.attempt.head = head
+        if not 200 <= head.status <= 599:
+            self.failed(MalformedResponse(Malformation.PROTOCOL))
+            return
+        if head.status >= 300 and head.status != 304:
+            self._refusal = UpstreamRefused(head.status)
+            if self._may_fall_back_on(self._refusal) or self._is_replaced(head.status):
+                self.failed(self._refusal)
+                return
+        elif self._is_unusable(head):
+            self.failed(MalformedResponse(Malformation.BAD_RESPONSE))
+            return
+        self.relay = self._choose(head)
+        if isinstance(self.relay, OpaqueRelay):
+            self.relay.begin()
+
+    def end(self, how: BodyEnd, *, anything: bool) -> None:
+        """Take the end of the upstream's bytes."""
+        if self.relay is not None:
+            self.relay.finish(how)
+        elif not self.done.done():
+            self.failed(broken(how if how is not BodyEnd.OPEN else BodyEnd.CUT, anything=anything) or MalformedResponse(Malformation.EMPTY))
+
+    def _switch(self, head: ResponseHead, rest: bytes) -> None:
+        """Join client and upstream: both have left HTTP."""
+        exchange = self._exchange
+        self.attempt.head = head
+        self.relay = OpaqueRelay(self, self.attempt.meter, is_open_proof=True)
+        exchange.move(State.COMMITTED)
+        exchange.status = head.status
+        self._sink.switch(exchange, head, rest, self._from_client)
+        self.write = self._sink.write
+
+    def _from_client(self, data: bytes) -> None:
+        call = self._call
+        if call is None:
+            return
+        call.write(data)
+        if call.is_full:
+            self._sink.set_reading(on=False)
+            call.on_writable = self._read_client
+
+    def _read_client(self) -> None:
+        self._sink.set_reading(on=True)
+
+    def _choose(self, head: ResponseHead) -> BodyRelay:
+        request = self._exchange.request
+        meter = self.attempt.meter
+        is_ok = self._refusal is None
+        if is_ok and not head.is_encoded and self._looks_like_events(head):
+            return EventRelay(self, meter, request.operation, can_lack_done=self._choice.target.upstream.done_optional)
+        is_json = is_ok and request.operation in JSON_OPERATIONS
+        if request.is_head or head.status in (204, 304) or not (is_json or not is_ok or head.content_type == b"application/json"):
+            return OpaqueRelay(self, meter, is_open_proof=not head.is_event_stream)
+        is_close_delimited = head.framing.value == "close"
+        return WholeRelay(self, meter, self._budget, is_json=is_json, is_encoded=head.is_encoded, is_close_delimited=is_close_delimited)
+
+    def _looks_like_events(self, head: ResponseHead) -> bool:
+        if head.is_event_stream:
+            return not self._exchange.request.is_head
+        # Some servers stream events without saying so.
+        return self._exchange.request.is_stream and head.content_type in (b"", b"text/plain")
+
+    def _is_unusable(self, head: ResponseHead) -> bool:
+        return self._exchange.request.operation in JSON_OPERATIONS and (head.content_type == b"text/html" or head.status in (204, 205))
+
+    def _is_replaced(self, status: int) -> bool:
+        if status in (401, 402, 403):
+            return not self._choice.target.upstream.is_passthrough
+        return 300 <= status < 400
+
+    def _may_fall_back_on(self, error: UpstreamError) -> bool:
+        return self._may_fall_back and judge(error, is_mapped=self._choice.is_mapped).fall_back
+
+    # What the relay asks for
+
+    def hold(self) -> None:
+        """Release the relay when the hold has lasted long enough."""
+        self._hold = self._loop.call_later(HOLD_SECONDS, self._release)
+
+    def _release(self) -> None:
+        assert self.relay is not None
+        self.relay.release()
+
+    def open(self, first: bytes) -> bool:
+        """Commit: the client's response begins."""
+        exchange = self._exchange
+        head = self.attempt.head
+        assert head is not None
+        exchange.move(State.COMMITTED)
+        exchange.committed_at = monotonic()
+        exchange.status = head.status
+        self._sink.open(exchange, head, first)
+        self.write = self._sink.write
+        return True
+
+    def content_written(self) -> None:
+        """Take the client's time to first token."""
+        self._exchange.first_content_written_at = monotonic()
+
+    def terminal(self) -> None:
+        """Wait only a little for the upstream to end what it has finished."""
+        self._grace = self._loop.call_later(DONE_GRACE_SECONDS, self._finish_after_terminal)
+
+    def _finish_after_terminal(self) -> None:
+        assert self.relay is not None
+        self.relay.finish(BodyEnd.OPEN)
+
+    def failed(self, error: UpstreamError) -> None:
+        """Give the attempt up: nothing of it reached the client."""
+        if not self.done.done():
+            self.done.set_result(error)
+
+    def ended(self, outcome: Outcome, code: str | None, *, is_clean: bool, can_append: bool) -> None:
+        """End the client's answer and say how it went."""
+        exchange = self._exchange
+        exchange.outcome = self._outcome(outcome)
+        exchange.error_code = code
+        # The connection may serve another request by now: the client's back-pressure must not reach it.
+        self._sink.follow(None)
+        if is_clean:
+            self._sink.finish()
+        else:
+            self._sink.cut(self._error_event(code) if can_append and code is not None else b"")
+        if not self.done.done():
+            self.done.set_result(None)
+
+    def _outcome(self, outcome: Outcome) -> Outcome:
+        if self._refusal is None or outcome is not Outcome.COMPLETE:
+            return outcome
+        verdict = judge(self._refusal, is_mapped=self._choice.is_mapped)
+        is_callers = not verdict.fall_back or (self._choice.target.upstream.is_passthrough and self._refusal.status in (401, 402, 403))
+        return Outcome.REJECTED if is_callers else Outcome.UPSTREAM_FAILED
+
+    def _error_event(self, code: str) -> bytes:
+        envelope = encode_error(upstream_message(code), type="upstream_error", code=code)
+        return error_event(self._exchange.request.operation, envelope)
+
+    # Time
+
+    def _watch(self) -> None:
+        now = monotonic()
+        phase, due = self._deadline(now)
+        if now < due:
+            self._watchdog = self._loop.call_later(due - now, self._watch)
+            return
+        if self._exchange.state is State.COMMITTED and self.relay is not None:
+            self.relay.cut(Outcome.UPSTREAM_STALLED, phase.value)
+        else:
+            self.failed(UpstreamTimeout(phase))
+
+    def _deadline(self, now: float) -> tuple[Phase, float]:
+        timeouts = self._timeouts
+        phase, due = self._silence(now)
+        total = self._exchange.request.received_at + timeouts.total
+        return (phase, due) if due <= total else (Phase.TOTAL, total)
+
+    def _silence(self, now: float) -> tuple[Phase, float]:
+        timeouts = self._timeouts
+        attempt = self.attempt
+        if self.is_uploading:
+            return Phase.FIRST_TOKEN, now + timeouts.first_token
+        sent_at = attempt.sent_at or attempt.started_at
+        if attempt.head is None:
+            return Phase.FIRST_TOKEN, sent_at + timeouts.first_token
+        if self._exchange.state is not State.COMMITTED and isinstance(self.relay, EventRelay):
+            return Phase.FIRST_EVENT, sent_at + timeouts.first_token
+        if self._sink.is_paused or attempt.head.status == 101:
+            # Nobody waits for an upstream while the client takes nothing, or on an open line.
+            return Phase.BETWEEN_TOKENS, now + timeouts.between_tokens
+        return Phase.BETWEEN_TOKENS, max(attempt.meter.last_byte_at, attempt.head.received_at) + timeouts.between_tokens

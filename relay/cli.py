@@ -1,0 +1,166 @@
+"""The command line: `relay` serves; `relay check`, `schema` and `version` answer without loading the server.
+
+Results go to stdout, everything else to stderr. Exit codes: 0 done; 1 failed while running; 2 wrong usage; 78 bad
+configuration (EX_CONFIG of sysexits.h, so that a supervisor can tell it from a crash); 130 interrupted.
+"""
+
+import argparse
+import contextlib
+import difflib
+import http.client
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Final
+
+from relay import __version__
+from relay.banner import banner
+from relay.config import Config, ConfigInvalid, discover, load, schema
+
+OK: Final = 0
+FAILED: Final = 1
+USAGE: Final = 2
+BAD_CONFIG: Final = 78
+INTERRUPTED: Final = 130
+
+_COMMANDS: Final = ("serve", "check", "schema", "version")
+_PLACES: Final = ("relay.yaml", "config/relay.yaml", "~/.config/relay/relay.yaml")
+_OLLAMA: Final = ("127.0.0.1", 11434)
+_PROBE_SECONDS: Final = 0.3
+"""A local server answers within a millisecond; nobody should wait longer for one that is not there."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command in `argv` (default: the process's own) and return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help", "--version")):
+        words.insert(0, "serve")
+    if words[0] not in _COMMANDS and not words[0].startswith("-"):
+        return _unknown_command(words[0])
+    try:
+        options = _parser().parse_args(words)
+    except SystemExit as end:  # argparse has printed what is to be said
+        return end.code if isinstance(end.code, int) else USAGE
+    run: Callable[[argparse.Namespace], int] = options.run
+    try:
+        return run(options)
+    except ConfigInvalid as invalid:
+        print(invalid, file=sys.stderr)
+        return BAD_CONFIG
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="relay", description="A streaming reverse proxy for LLM APIs. `relay` alone serves.")
+    parser.add_argument("--version", action="version", version=f"relay {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    serve = commands.add_parser("serve", help="run the relay", description=f"Run the relay. Without --config: {_places()}.")
+    serve.add_argument("-c", "--config", metavar="FILE", help="configuration file")
+    serve.add_argument("--listen", metavar="HOST:PORT", help="address to listen on, before what the file says")
+    serve.set_defaults(run=_serve)
+
+    check = commands.add_parser("check", help="check a configuration file", description="Tell every problem of a file, with its place.")
+    check.add_argument("file", metavar="FILE", nargs="?", help="default: the file that `relay serve` would find")
+    check.set_defaults(run=_check)
+
+    commands.add_parser("schema", help="print the JSON Schema of the configuration").set_defaults(run=_schema)
+
+    version = commands.add_parser("version", help="print versions")
+    version.add_argument("--json", action="store_true", help="as JSON")
+    version.set_defaults(run=_version)
+    return parser
+
+
+def _places() -> str:
+    return f"the first of {', '.join(_PLACES)}; else keys in the environment, a local Ollama, or a simulated upstream"
+
+
+def _unknown_command(word: str) -> int:
+    close = difflib.get_close_matches(word[:64], _COMMANDS, n=1, cutoff=0.5)
+    hint = f'did you mean "{close[0]}"?' if close else f"there are {', '.join(_COMMANDS)}"
+    print(f"relay: no command {word[:64]!r}; {hint}", file=sys.stderr)
+    return USAGE
+
+
+def _serve(options: argparse.Namespace) -> int:
+    file: str | None = options.config or _find_file()
+    listen: str | None = options.listen
+    reload: Callable[[], Config] | None = None
+    if file is not None:
+        path = file
+        config = load(path, os.environ, listen=listen)
+
+        def reload() -> Config:
+            return load(path, os.environ, listen=listen)
+    else:
+        config = discover(os.environ, has_ollama=_has_ollama(), listen=listen)
+
+    from relay.app import run  # half of the start-up time: only what serves pays for it
+
+    return run(config, reload=reload, announce=lambda url: print(banner(config, url), file=sys.stderr, flush=True))
+
+
+def _check(options: argparse.Namespace) -> int:
+    file: str | None = options.file or _find_file()
+    if file is None:
+        print(f"relay check: no file given, and none of {', '.join(_PLACES)} is there", file=sys.stderr)
+        return USAGE
+    config = load(file, os.environ)
+    for warning in config.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    counts = [
+        _count(len(config.upstreams), "upstream"),
+        _count(len(config.routes), "route"),
+        _count(len(config.keys), "key"),
+    ]
+    print(f"{file}: good: {', '.join(counts)}" + (f", {_count(len(config.warnings), 'warning')}" if config.warnings else ""))
+    return OK
+
+
+def _schema(_: argparse.Namespace) -> int:
+    print(json.dumps(schema(), indent=2))
+    return OK
+
+
+def _version(options: argparse.Namespace) -> int:
+    versions = {"relay": __version__, "python": platform.python_version(), "aiohttp": _installed("aiohttp"), "uvloop": _installed("uvloop")}
+    if options.json:
+        print(json.dumps(versions))
+    else:
+        print(", ".join(f"{name} {version or 'not installed'}" for name, version in versions.items()))
+    return OK
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _find_file() -> str | None:
+    return next((str(path) for place in _PLACES if (path := Path(place).expanduser()).is_file()), None)
+
+
+def _has_ollama() -> bool:
+    """Ask once whether an Ollama answers at its usual address."""
+    connection = http.client.HTTPConnection(*_OLLAMA, timeout=_PROBE_SECONDS)
+    # Whatever goes wrong here means that there is none.
+    with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
+        connection.request("GET", "/api/version")
+        answer = connection.getresponse()
+        return answer.status == 200 and b"version" in answer.read(1024)
+    return False
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"

@@ -1,0 +1,197 @@
+"""Bodies that are not events: held until they are whole, or passed at once."""
+
+import msgspec
+
+from relay.errors import Break, Malformation, MalformedResponse, StreamBroken, UpstreamError
+from relay.exchange import Outcome, StreamMeter
+from relay.stream.ends import HOLD_BODY_BYTES, BodyEnd, HoldBudget, Port, broken, cut_code
+from relay.wire.openai import read_id, read_usage
+
+
+class WholeRelay:
+    """Relays one JSON answer or error body, held until it is whole, 8 MiB large or 2 s old."""
+
+    __slots__ = (
+        "_budget",
+        "_held",
+        "_held_bytes",
+        "_is_committed",
+        "_is_encoded",
+        "_is_json",
+        "_is_over",
+        "_keeps_copy",
+        "_meter",
+        "_port",
+        "feed",
+    )
+
+    def __init__(
+        self, port: Port, meter: StreamMeter, budget: HoldBudget, *, is_json: bool, is_encoded: bool, is_close_delimited: bool
+    ) -> None:
+        """Relay to `port`; `is_json` asks for a body that can be an answer of a JSON endpoint."""
+        self._port = port
+        self._meter = meter
+        self._budget = budget
+        self._is_json = is_json and not is_encoded
+        self._is_encoded = is_encoded
+        # Only parsing proves the end of such a body, so its copy outlives the commit.
+        self._keeps_copy = is_close_delimited and not is_encoded
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+        self._is_committed = False
+        self._is_over = False
+        self.feed = self._feed_held
+        port.hold()
+
+    def _feed_held(self, data: bytes, now: float) -> None:
+        self._mark(data, now)
+        self._keep(data)
+        if not self._is_committed and self._held_bytes > HOLD_BODY_BYTES:
+            self._commit()
+
+    def _pass(self, data: bytes, now: float) -> None:
+        self._mark(data, now)
+        if self._keeps_copy:
+            self._keep(data)
+        self._port.write(data)
+
+    def _mark(self, data: bytes, now: float) -> None:
+        self._meter.last_byte_at = now
+        self._meter.bytes_in += len(data)
+
+    def _keep(self, data: bytes) -> None:
+        if self._budget.take(len(data)):
+            self._held.append(data)
+            self._held_bytes += len(data)
+            if self._is_committed and self._held_bytes > HOLD_BODY_BYTES:
+                self._drop()
+        elif self._is_committed:
+            self._drop()
+        else:
+            self._commit()
+            self._port.write(data)
+
+    def _drop(self) -> None:
+        self._keeps_copy = False
+        self._budget.give(self._held_bytes)
+        self._held.clear()
+        self._held_bytes = 0
+
+    def release(self) -> None:
+        """Stop holding: the clock has run out."""
+        if not self._is_committed and not self._is_over:
+            self._commit()
+
+    def _commit(self) -> None:
+        first = b"".join(self._held)
+        error = self._unusable(first) if first else None
+        if error is not None:
+            self._fail(error)
+            return
+        self._is_committed = True
+        self.feed = self._pass
+        if not self._keeps_copy:
+            self._drop()
+        if not self._port.open(first):
+            self.abandon()
+
+    def _fail(self, error: UpstreamError) -> None:
+        self.abandon()
+        self._port.failed(error)
+
+    def abandon(self) -> None:
+        """Return what is held; the answer is not wanted any more."""
+        self._is_over = True
+        self._drop()
+
+    def finish(self, how: BodyEnd) -> None:
+        """Tell how the upstream's bytes stopped; later calls do nothing."""
+        if self._is_over:
+            return
+        body = b"".join(self._held)
+        if not self._is_committed:
+            error = broken(how) or self._unusable(body) or self._unproven(body, how)
+            if error is not None:
+                self._fail(error)
+                return
+            if not self._is_encoded:
+                self._read(body)
+            self._commit()
+            if self._is_over:
+                return
+        is_proven = how is BodyEnd.WHOLE or (how is BodyEnd.OPEN and (self._is_encoded or self._unproven(body, how) is None))
+        self.abandon()
+        if is_proven:
+            self._port.ended(Outcome.COMPLETE, None, is_clean=True, can_append=False)
+        else:
+            self._port.ended(Outcome.UPSTREAM_CUT, cut_code(how), is_clean=False, can_append=False)
+
+    def _read(self, body: bytes) -> None:
+        self._meter.usage, self._meter.finish_reason = read_usage(body)
+        self._meter.response_id = read_id(body)
+
+    def _unusable(self, body: bytes) -> UpstreamError | None:
+        if not self._is_json:
+            return None
+        start = body[:64].lstrip()[:1] or body.lstrip()[:1]
+        if not start:
+            return MalformedResponse(Malformation.EMPTY)
+        return None if start in b"{[" else MalformedResponse(Malformation.BAD_RESPONSE)
+
+    def _unproven(self, body: bytes, how: BodyEnd) -> UpstreamError | None:
+        if how is not BodyEnd.OPEN or not self._is_json:
+            return None
+        try:
+            msgspec.json.decode(body, type=msgspec.Raw)
+        except msgspec.DecodeError:
+            return StreamBroken(Break.TRUNCATED, anything=True)
+        return None
+
+    def cut(self, outcome: Outcome, code: str) -> None:
+        """End a committed answer for a reason of ours: close, since no error can stand inside it."""
+        if not self._is_over:
+            self.abandon()
+            self._port.ended(outcome, code, is_clean=False, can_append=False)
+
+
+class OpaqueRelay:
+    """Relays bytes that nobody here understands, from the first one on."""
+
+    __slots__ = ("_is_open_proof", "_is_over", "_meter", "_port", "feed")
+
+    def __init__(self, port: Port, meter: StreamMeter, *, is_open_proof: bool) -> None:
+        """Relay to `port`; `is_open_proof` tells whether FIN alone ends the body (not so for an encoded event stream)."""
+        self._port = port
+        self._meter = meter
+        self._is_open_proof = is_open_proof
+        self._is_over = False
+        self.feed = self._pass
+
+    def begin(self) -> None:
+        """Send the head at once."""
+        if not self._port.open(b""):
+            self._is_over = True
+
+    def _pass(self, data: bytes, now: float) -> None:
+        self._meter.last_byte_at = now
+        self._meter.bytes_in += len(data)
+        self._port.write(data)
+
+    def release(self) -> None:
+        """Do nothing: nothing is ever held."""
+
+    def finish(self, how: BodyEnd) -> None:
+        """Tell how the upstream's bytes stopped; later calls do nothing."""
+        if self._is_over:
+            return
+        self._is_over = True
+        if how is BodyEnd.WHOLE or (how is BodyEnd.OPEN and self._is_open_proof):
+            self._port.ended(Outcome.COMPLETE, None, is_clean=True, can_append=False)
+        else:
+            self._port.ended(Outcome.UPSTREAM_CUT, cut_code(how), is_clean=False, can_append=False)
+
+    def cut(self, outcome: Outcome, code: str) -> None:
+        """End the answer for a reason of ours."""
+        if not self._is_over:
+            self._is_over = True
+            self._port.ended(outcome, code, is_clean=False, can_append=False)

@@ -1,0 +1,111 @@
+"""Errors in upstreams' own words, in a body or in an event of a stream, and the HTTP status that an event stands for.
+
+Nothing is the same everywhere: `error` is an object, a string or a list, or its members stand at top level; `code` is a word,
+a number or a number in a string. A number that is an HTTP status is believed first, then words in `code`, then in `type`.
+"""
+
+from typing import Any, Final
+
+import msgspec
+
+from relay.exchange import EventError
+
+_DEFAULT_STATUS: Final = 502
+
+# Parts of a word, spelled without separators; the first that fits decides, so the special ones come first.
+_STATUS_OF: Final = (
+    ("quota", 429),
+    ("ratelimit", 429),
+    ("toomanyrequests", 429),
+    ("throttling", 429),
+    ("slowdown", 429),
+    ("limitrequests", 429),
+    ("limitburstrate", 429),
+    ("resourceexhausted", 429),
+    ("creditbalance", 429),
+    ("spendlimit", 429),
+    ("usagelimit", 429),
+    ("overload", 503),
+    ("unavailable", 503),
+    ("capacity", 503),
+    ("timeout", 504),
+    ("apikey", 401),
+    ("authentication", 401),
+    ("unauthorized", 401),
+    ("permission", 403),
+    ("accessdenied", 403),
+    ("forbidden", 403),
+    ("notfound", 404),
+    ("contextlength", 400),
+    ("contextsize", 400),
+    ("content", 400),
+    ("inspection", 400),
+    ("invalid", 400),
+    ("badrequest", 400),
+    ("server", 500),
+    ("internal", 500),
+    ("apierror", 500),
+)
+_SEPARATORS: Final = str.maketrans("", "", "_-. ")
+
+
+def event_error(kind: str, payload: object) -> EventError | None:
+    """Return the error that an event is; None when it is none. `kind` is its type, or the name of its `event:` line."""
+    top = payload if isinstance(payload, dict) else {}
+    if kind == "response.failed":
+        response = top.get("response")
+        return _of(_detail(response.get("error"), {}) if isinstance(response, dict) else {})
+    if top.get("error"):
+        return _of(_detail(top["error"], top))
+    if kind == "error":
+        return _of(top)
+    return None
+
+
+def parse_error(body: bytes) -> tuple[str | None, str | None]:
+    """Return type and code out of an upstream's error body, whatever its shape. Never raises."""
+    try:
+        payload = msgspec.json.decode(body)
+    except (ValueError, RecursionError):
+        return None, None
+    if isinstance(payload, list) and payload:
+        payload = payload[0]
+    if not isinstance(payload, dict):
+        return None, None
+    detail = _detail(payload["error"], payload) if payload.get("error") else payload
+    return _word(detail.get("type")), _word(detail.get("code"))
+
+
+def _detail(error: object, top: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(error, list) and error:
+        error = error[0]
+    if isinstance(error, dict):
+        return error
+    # A bare text: what else there is stands beside it (xAI).
+    return {"code": top.get("code"), "status": top.get("status")}
+
+
+def _of(detail: dict[str, Any]) -> EventError:
+    return EventError(status=_status(detail), type=_word(detail.get("type")), code=_word(detail.get("code")))
+
+
+def _word(value: object) -> str | None:
+    if isinstance(value, str):
+        return value[:128] or None
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53 else None
+
+
+def _status(detail: dict[str, Any]) -> int:
+    for name in ("code", "status_code", "status"):
+        word = _word(detail.get(name))
+        if word is not None and len(word) == 3 and word.isascii() and word.isdigit() and 400 <= int(word) <= 599:
+            return int(word)
+    for name in ("code", "type", "status"):
+        word = (_word(detail.get(name)) or "").lower()
+        if name == "type" and word in ("requests", "tokens"):
+            return 429
+        plain = word.translate(_SEPARATORS)
+        for part, status in _STATUS_OF:
+            if part in plain:
+                return status
+    return _DEFAULT_STATUS
