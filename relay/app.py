@@ -28,7 +28,8 @@ from relay.policy.routing import Router
 from relay.providers.openai import OpenAIProvider
 from relay.stream import HoldBudget
 from relay.telemetry.logs import LogWriter, RequestLog, make_logger
-from relay.telemetry.metrics import Metrics, Observers
+from relay.telemetry.metrics import Metrics
+from relay.telemetry.observers import Observers
 from relay.transport.credentials import Credentials
 from relay.transport.demo import DemoServer
 from relay.transport.downstream import Downstream, Page
@@ -77,7 +78,7 @@ class App:
         self._credentials = Credentials()
         self._pools = UpstreamPools()
         self._running = Running()
-        self._metrics = Metrics(config, __version__, self._pools.counts, lambda: self._writer.dropped)
+        self._metrics = Metrics(config, __version__, connections=self._pools.counts, dropped=lambda: self._writer.dropped)
         self._demo: DemoServer | None = None
         self._demo_url = ""
         self._gateway: Gateway | None = None

@@ -14,8 +14,8 @@ _Event = tuple[str, dict[str, object]]
 def answer_responses(request: Mapping[str, Any], wishes: Wishes, now: int, id: str) -> Reply:
     """Answer POST /v1/responses."""
     job = replace(make_job(request, wishes, now, id), reasoning=())
-    part = {"type": "output_text", "text": "".join(job.pieces), "annotations": [], "logprobs": []}
-    item = {"id": f"msg_demo_{id}", "type": "message", "role": "assistant", "status": "completed", "content": [part]}
+    part: dict[str, object] = {"type": "output_text", "text": "".join(job.pieces), "annotations": [], "logprobs": []}
+    item: dict[str, object] = {"id": f"msg_demo_{id}", "type": "message", "role": "assistant", "status": "completed", "content": [part]}
     ended = _response(job, "completed" if job.finish == "stop" else "incomplete", [item], None)
     return _stream(job, part, item, ended) if job.is_stream else whole_reply(job, ended)
 

@@ -62,8 +62,10 @@ class DemoServer:
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 body = await request.read()
-            made = reply(request.method, request.rel_url.raw_path, body, now=int(time.time()), id=uuid.uuid4().hex)
-            return await _send(request, made)
+            method = "GET" if request.method == "HEAD" else request.method
+            return await _send(request, reply(method, request.rel_url.raw_path, body, now=int(time.time()), id=uuid.uuid4().hex))
+        except TimeoutError:
+            return _cut(request, web.Response(status=408))
         finally:
             self._answers -= 1
 
@@ -71,21 +73,27 @@ class DemoServer:
 async def _send(request: web.Request, made: Reply) -> web.StreamResponse:
     response = web.StreamResponse(status=made.status, headers=dict(made.headers))
     response.content_length = made.length
-    loop = asyncio.get_running_loop()
-    due = loop.time()
     try:
-        for step in made.steps:
-            due += step.after
-            await asyncio.sleep(max(0.0, due - loop.time()))
-            async with asyncio.timeout(WRITE_SECONDS):
-                if not response.prepared:
-                    await response.prepare(request)
-                await response.write(step.data)
+        await _write(request, response, made)
         if made.ending is Ending.STALL:
             await asyncio.sleep(STALL_SECONDS)
     except (ConnectionError, TimeoutError):
         return _cut(request, response)  # the reader is gone or takes nothing
     return response if made.ending is Ending.CLEAN else _cut(request, response)
+
+
+async def _write(request: web.Request, response: web.StreamResponse, made: Reply) -> None:
+    """Write every step when it is due, measured from the first, so that a slow step does not delay all that follow."""
+    loop = asyncio.get_running_loop()
+    due = loop.time()
+    for step in made.steps:
+        due += step.after
+        await asyncio.sleep(max(0.0, due - loop.time()))
+        async with asyncio.timeout(WRITE_SECONDS):
+            if not response.prepared:
+                await response.prepare(request)
+            if request.method != "HEAD":
+                await response.write(step.data)
 
 
 def _cut(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:

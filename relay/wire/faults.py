@@ -58,7 +58,7 @@ def event_error(kind: str, payload: object) -> EventError | None:
     if top.get("error"):
         return _of(_detail(top["error"], top))
     if kind == "error":
-        return _of(top)
+        return _of({name: value for name, value in top.items() if (name, value) != ("type", "error")})
     return None
 
 

@@ -1,0 +1,121 @@
+"""The names, labels, buckets and help texts of the relay's metrics: what a dashboard may rely on."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+TTFT: Final = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 30, 60, 120)
+"""Waits for a first token, seconds."""
+GAPS: Final = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5)
+"""Gaps between tokens, seconds."""
+DURATIONS: Final = (0.1, 0.25, 0.5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300, 600)
+"""Whole requests, seconds."""
+OVERHEADS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
+"""The relay's own time, seconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """One metric: a histogram when it has buckets, a counter when its name ends in `_total`, else a gauge."""
+
+    name: str
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+    def make(self, registry: CollectorRegistry) -> Any:
+        """Make the metric in `registry`."""
+        if self.buckets:
+            return Histogram(self.name, self.help, self.labels, buckets=self.buckets, registry=registry)
+        kind = Counter if self.name.endswith("_total") else Gauge
+        return kind(self.name, self.help, self.labels, registry=registry)
+
+
+REQUESTS: Final = Family(
+    name="relay_requests_total",
+    help="Client requests finished, by route and outcome. A stream that broke after the 200 status counts as upstream_cut, "
+    "upstream_stalled or upstream_error.",
+    labels=("operation", "route", "stream", "code", "outcome"),
+)
+IN_FLIGHT: Final = Family(
+    name="relay_requests_in_flight", help="Client requests currently being served, by route.", labels=("route", "stream")
+)
+TIME_TO_FIRST_TOKEN: Final = Family(
+    name="relay_time_to_first_token_seconds",
+    help="From request fully received to the first content-bearing event (text, reasoning or tool call) written to the client; "
+    "streaming responses only.",
+    labels=("route", "upstream"),
+    buckets=TTFT,
+)
+UPSTREAM_TIME_TO_FIRST_TOKEN: Final = Family(
+    name="relay_upstream_time_to_first_token_seconds",
+    help="From sending one upstream attempt to its first content-bearing event; earlier failed attempts not included.",
+    labels=("upstream",),
+    buckets=TTFT,
+)
+INTER_TOKEN_LATENCY: Final = Family(
+    name="relay_inter_token_latency_seconds",
+    help="Mean gap between consecutive content-bearing events of a stream, observed once per stream.",
+    labels=("route", "upstream"),
+    buckets=GAPS,
+)
+REQUEST_DURATION: Final = Family(
+    name="relay_request_duration_seconds",
+    help="From request fully received to last byte written, by result.",
+    labels=("operation", "route", "stream", "result"),
+    buckets=DURATIONS,
+)
+OVERHEAD: Final = Family(
+    name="relay_overhead_seconds",
+    help="Time spent in the relay itself and not waiting for an upstream, a queue or the client.",
+    labels=("phase",),
+    buckets=OVERHEADS,
+)
+TOKENS: Final = Family(
+    name="relay_tokens_total",
+    help="Tokens, by type. cached_input is part of input, and reasoning part of output: never add them up.",
+    labels=("route", "upstream", "type", "source"),
+)
+ATTEMPTS: Final = Family(
+    name="relay_upstream_attempts_total",
+    help="Calls made to an upstream, by result. One client request may make several.",
+    labels=("route", "upstream", "result"),
+)
+RESENDS: Final = Family(
+    name="relay_stale_connection_resends_total",
+    help="Requests sent again on a new connection because a kept-alive one died before it answered.",
+    labels=("upstream",),
+)
+FALLBACKS: Final = Family(
+    name="relay_fallbacks_total",
+    help="Requests that moved on to another upstream, by cause.",
+    labels=("route", "from_upstream", "to_upstream", "reason"),
+)
+KEY_REQUESTS: Final = Family(name="relay_key_requests_total", help="Client requests finished, by key.", labels=("key", "outcome"))
+KEY_TOKENS: Final = Family(name="relay_key_tokens_total", help="Tokens, by key and type.", labels=("key", "type"))
+FIDELITY: Final = Family(
+    name="relay_stream_fidelity_total",
+    help='Streams relayed byte for byte (mode="exact") or translated (mode="rewritten"), and why.',
+    labels=("route", "mode", "why"),
+)
+MALFORMED_EVENTS: Final = Family(
+    name="relay_malformed_events_total",
+    help="Events of upstreams that could not be read; they were passed on unchanged.",
+    labels=("upstream",),
+)
+BACKPRESSURE: Final = Family(
+    name="relay_client_backpressure_seconds_total", help="Time streams waited for a slow client to take bytes.", labels=("route",)
+)
+CONNECTIONS: Final = Family(name="relay_upstream_connections", help="Open upstream connections, by state.", labels=("upstream", "state"))
+VIOLATIONS: Final = Family(
+    name="relay_invariant_violations_total",
+    help="Times an accounting identity of the relay did not hold. Anything but 0 is a bug.",
+    labels=("invariant",),
+)
+RELOAD_SUCCESSFUL: Final = Family(name="relay_config_last_reload_successful", help="Whether the last configuration load succeeded.")
+RELOAD_TIME: Final = Family(
+    name="relay_config_last_reload_success_timestamp_seconds", help="Unix time of the last successful configuration load."
+)
+BUILD: Final = Family(name="relay_build_info", help="Always 1; the labels name the build.", labels=("version", "python"))
+LOG_DROPPED: Final = Family(name="relay_log_events_dropped_total", help="Log events dropped because the log writer was behind.")
