@@ -58,6 +58,7 @@ class Connection(asyncio.Protocol):
         "_is_reading_head",
         "_is_tunnel",
         "_is_uploading",
+        "_keeps_alive",
         "_method",
         "_parser",
         "_parts",
@@ -103,6 +104,7 @@ class Connection(asyncio.Protocol):
         self._is_reading_head = True
         self._interim = 0
         self._received = False
+        self._keeps_alive = False
         self._is_dirty = False
         self._is_tunnel = False
         self._is_uploading = False
@@ -252,8 +254,7 @@ class Connection(asyncio.Protocol):
         receiver.end(how, anything=self._received)
 
     def _can_stay(self) -> bool:
-        is_clean = not (self._is_dirty or self._is_paused or self._is_uploading or self._method == "HEAD")
-        return is_clean and self._parser.should_keep_alive()
+        return self._keeps_alive and not (self._is_dirty or self._is_paused or self._is_uploading or self._method == "HEAD")
 
     def _switch(self, receiver: Receiver, rest: bytes) -> bool:
         """Become a tunnel, when the receiver asked for one."""
@@ -324,3 +325,5 @@ class Connection(asyncio.Protocol):
         """Take note of the end, unless it was an interim answer's."""
         if not self._is_reading_head:
             self._is_complete = True
+            # The parser forgets the head right after this call.
+            self._keeps_alive = self._parser.should_keep_alive()

@@ -133,7 +133,7 @@ class EventSplitter:
             return
         self._is_pending = True
         self._size += len(line)
-        if self._size > MAX_EVENT_BYTES:
+        if self._is_oversized or self._size > MAX_EVENT_BYTES:
             self._give_up()
             return
         name, _, value = line.partition(b":")

@@ -53,8 +53,8 @@ class Metrics:
         return cls(samples)
 
     def value(self, name: str, **labels: str) -> float:
-        """Return the one sample with these labels (it may have more), 0 when there is none; raises LookupError on several."""
-        found = list(self._matching(name, labels))
+        """Return the one sample with these labels (it may have more) that is not 0, else 0; raises LookupError on several."""
+        found = [value for value in self._matching(name, labels) if value]
         if len(found) > 1:
             raise LookupError(f"{name}{labels} names {len(found)} samples")
         return found[0] if found else 0.0
@@ -98,6 +98,8 @@ class RelayProcess:
         self._env = {"PATH": os.environ["PATH"], "HOME": str(directory), "LANG": "C.UTF-8", **(env or {})}
         self._flags = flags
         self._process: subprocess.Popen[bytes] | None = None
+        self._lines: list[dict[str, Any]] = []
+        self._log_offset = 0
 
     @property
     def url(self) -> str:
@@ -142,6 +144,7 @@ class RelayProcess:
     def launch(self) -> None:
         """Start without waiting: for relays that are expected to refuse."""
         self.write_config(self.config)
+        self._lines, self._log_offset = [], 0
         command = [sys.executable, *self._flags, "-m", "relay", "serve", "--config", str(self.config_file)]
         with self._stderr_file.open("wb") as stderr, self._stdout_file.open("wb") as stdout:
             self._process = subprocess.Popen(command, cwd=ROOT, env=self._env, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr)
@@ -189,9 +192,18 @@ class RelayProcess:
 
     def logs(self, event: str | None = None, **fields: object) -> list[dict[str, Any]]:
         """Return the JSON lines of the log, only those with this event and these fields; other lines (the start message) are left out."""
-        lines = (_parse_line(line) for line in self.stderr().splitlines())
-        found = [line for line in lines if line is not None and (event is None or line.get("event") == event)]
+        self._read_log()
+        found = [line for line in self._lines if event is None or line.get("event") == event]
         return [line for line in found if all(line.get(name) == value for name, value in fields.items())]
+
+    def _read_log(self) -> None:
+        """Take the lines that are new since the last look: the log of a module with many cases is long."""
+        with self._stderr_file.open("rb") as file:
+            file.seek(self._log_offset)
+            whole, newline, _ = file.read().rpartition(b"\n")
+        self._log_offset += len(whole) + len(newline)
+        parsed = (_parse_line(line) for line in whole.decode(errors="replace").split("\n"))
+        self._lines += [line for line in parsed if line is not None]
 
     async def wait_log(
         self, event: str = "request", *, count: int = 1, within: float = SETTLE_SECONDS, **fields: object
@@ -269,5 +281,5 @@ def _parse_line(line: str) -> dict[str, Any] | None:
     try:
         value = json.loads(line)
     except ValueError:
-        return None  # half a line that is being written
+        return None  # a line of the start message that looks like JSON
     return value if isinstance(value, dict) else None
