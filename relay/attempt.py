@@ -233,6 +233,10 @@ class Attempting:
         exchange.status = head.status
         self._sink.open(exchange, head, first)
         self.write = self._sink.write
+        if self._timeouts.between_tokens < self._timeouts.first_token and self._watchdog is not None:
+            # The timer still stands at the later of the two bounds. Not called from here: a cut must not come in the middle of a commit.
+            self._watchdog.cancel()
+            self._watchdog = self._loop.call_later(0, self._watch)
         return True
 
     def content_written(self) -> None:

@@ -18,15 +18,17 @@ Headers = tuple[tuple[bytes, bytes], ...]
 
 def header(headers: Headers, name: bytes) -> bytes | None:
     """Return the first value of `name` (lower case), or None."""
+    length = len(name)
     for key, value in headers:
-        if key.lower() == name:
+        if len(key) == length and key.lower() == name:
             return value
     return None
 
 
 def header_values(headers: Headers, name: bytes) -> list[bytes]:
     """Return every value of `name` (lower case), in order."""
-    return [value for key, value in headers if key.lower() == name]
+    length = len(name)
+    return [value for key, value in headers if len(key) == length and key.lower() == name]
 
 
 class Outcome(Enum):

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic, time
 from typing import Protocol
+from urllib.parse import unquote
 
 from relay.catalog import Catalog
 from relay.config.tree import Config, Key, Upstream
@@ -298,7 +299,8 @@ class Gateway:
 
     async def _list_models(self, exchange: Exchange, snapshot: Snapshot, client: Client) -> None:
         request = exchange.request
-        wanted = request.path[len("/v1/models/") :] if request.path != "/v1/models" else None
+        # A name with a slash comes as `%2F` from the SDKs, and plain from people.
+        wanted = unquote(request.path[len("/v1/models/") :]) if request.path != "/v1/models" else None
         body = await snapshot.catalog.answer(request.key, wanted)
         exchange.status = 200
         exchange.outcome = Outcome.COMPLETE

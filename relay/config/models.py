@@ -172,14 +172,18 @@ def names_below(path: Path) -> frozenset[str] | None:
 
 
 def field_at(path: Path) -> FieldInfo | None:
-    """Return the setting that the value at `path` belongs to; None when there is no such setting."""
-    names = [part for part in path if isinstance(part, str)]
-    if not names:
+    """Return the setting whose single value, or list of them, stands at `path`; None for a section and for no setting."""
+    names = tuple(part for part in path if isinstance(part, str))
+    if not names or _is_section(_type_at(names)):
         return None
-    inner = _type_at(tuple(names[:-1]))
-    if isinstance(inner, type) and issubclass(inner, BaseModel):
-        return inner.model_fields.get(names[-1])
-    return Settings.model_fields[names[0]] if inner is not None and len(names) == 2 else None
+    if names[0] == "routes":
+        return Settings.model_fields["routes"] if len(names) == 2 else None
+    inner = _type_at(names[:-1])
+    return inner.model_fields.get(names[-1]) if isinstance(inner, type) and issubclass(inner, BaseModel) else None
+
+
+def _is_section(inner: Any) -> bool:
+    return get_origin(inner) is dict or (isinstance(inner, type) and issubclass(inner, BaseModel))
 
 
 def _type_at(path: Path) -> Any:

@@ -16,6 +16,8 @@ MAX_PROBLEMS: Final = 50
 """More than anyone reads; bounds the work a hostile file can cause."""
 HIDDEN: Final = "***"
 _MAX_NAME: Final = 64
+_MAX_SEARCH: Final = 512
+"""No message shows as much of anything; the search takes quadratic time."""
 _CREDENTIAL: Final = re.compile(r"(?:^|[^A-Za-z0-9])(?:sk|pk|rk|gsk|xai|tgp|AIza)[-_A-Z0-9]|(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]{40,}")
 """Prefixes that vendors give their keys, and long runs with a digit in them."""
 
@@ -56,7 +58,7 @@ class ConfigInvalid(Exception):
 
 def looks_secret(text: str) -> bool:
     """Tell whether `text` has the look of a credential, wherever it stands: people swap `api_key` and its neighbours."""
-    return _CREDENTIAL.search(text) is not None
+    return _CREDENTIAL.search(text[:_MAX_SEARCH]) is not None
 
 
 def shown(name: str) -> str:

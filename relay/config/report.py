@@ -10,6 +10,8 @@ from relay.config.excerpt import excerpt
 from relay.config.models import field_at, names_below
 from relay.config.problems import HIDDEN, MAX_PROBLEMS, ConfigInvalid, Path, Problem, closest, looks_secret, path_text
 
+_MAX_LINE: Final = 400
+"""A longer source line is not for reading, and rendering it costs more than it tells."""
 _VARIABLE: Final = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}")
 
 
@@ -63,7 +65,7 @@ class Report:
 
     def add(self, path: Path, message: str, *, at_name: bool = False) -> None:
         """Note a mistake of the value at `path`, or of its name."""
-        if path in self.broken and not at_name:
+        if self.is_full or (path in self.broken and not at_name):
             return
         place = self.names.get(path) if at_name else None
         self.add_at(place or self._nearest(path), path, message)
@@ -87,6 +89,10 @@ class Report:
 
     def _problem(self, line: int, column: int, path: str, message: str) -> Problem:
         source = self.lines[line] if line < len(self.lines) else ""
+        shown = self._excerpt(source, line, column) if source.strip() and len(source) <= _MAX_LINE else ""
+        return Problem(file=self.file, line=line + 1, column=column + 1, path=path, message=message, excerpt=shown)
+
+    def _excerpt(self, source: str, line: int, column: int) -> str:
         spans = [
             (
                 span.place.column if span.place.line == line else 0,
@@ -96,8 +102,7 @@ class Report:
             for span in self.spans
             if span.place.line <= line <= span.place.end_line
         ]
-        shown = excerpt(source, line + 1, column, spans) if source.strip() else ""
-        return Problem(file=self.file, line=line + 1, column=column + 1, path=path, message=message, excerpt=shown)
+        return excerpt(source, line + 1, column, spans)
 
     def _nearest(self, path: Path) -> Place | None:
         while path and path not in self.values:

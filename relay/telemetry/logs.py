@@ -5,9 +5,10 @@ pipe or a full disk never stops a stream; lines that find the queue full are cou
 Keys, credentials, prompts and answers are in no line; values are at most 512 characters of escaped text.
 """
 
-import queue
 import sys
 import threading
+import time
+from collections import deque
 from collections.abc import MutableMapping
 from typing import Any, BinaryIO, Final
 
@@ -17,48 +18,53 @@ import structlog
 from relay.exchange import Attempt, AttemptResult, Exchange, Operation, Outcome, Summary
 
 QUEUE_LINES: Final = 10_000
+BATCH_SECONDS: Final = 0.01
+"""How long the writer waits for more lines before it writes."""
 MAX_VALUE: Final = 512
 
 
 class LogWriter:
-    """Writes lines in a thread of its own."""
+    """Writes lines in a thread of its own, in batches: a thread that wakes for each line would take turns with the streams."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.dropped = 0
         self._file = file
-        self._queue: queue.Queue[bytes | None] = queue.Queue(QUEUE_LINES)
+        self._lines: deque[bytes] = deque()
+        self._is_closing = False
+        self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="relay-log", daemon=True)
         self._thread.start()
 
     def put(self, line: str | bytes) -> None:
         """Queue one line, or count it as dropped."""
-        data = line if isinstance(line, bytes) else line.encode("utf-8", "backslashreplace")
-        try:
-            self._queue.put_nowait(data + b"\n")
-        except queue.Full:
+        if len(self._lines) >= QUEUE_LINES:
             self.dropped += 1
+            return
+        self._lines.append(line if isinstance(line, bytes) else line.encode("utf-8", "backslashreplace"))
+        if not self._wake.is_set():
+            self._wake.set()
 
     def close(self, seconds: float = 2.0) -> None:
         """Write what is queued, for at most `seconds`."""
-        try:
-            self._queue.put(None, timeout=seconds)
-        except queue.Full:
-            return
+        self._is_closing = True
+        self._wake.set()
         self._thread.join(seconds)
 
     def _run(self) -> None:
-        while True:
-            lines = [self._queue.get()]
-            while len(lines) < 256 and not self._queue.empty():
-                lines.append(self._queue.get_nowait())
-            data = b"".join(line for line in lines if line is not None)
+        while not self._is_closing or self._lines:
+            self._wake.wait()
+            if not self._is_closing:
+                time.sleep(BATCH_SECONDS)
+            self._wake.clear()
+            lines = [self._lines.popleft() for _ in range(len(self._lines))]
+            if not lines:
+                continue
+            lines.append(b"")
             try:
-                self._file.write(data)
+                self._file.write(b"\n".join(lines))
                 self._file.flush()
             except (OSError, ValueError):
-                self.dropped += len(lines)
-            if None in lines:
-                return
+                self.dropped += len(lines) - 1
 
 
 class _Bound:

@@ -41,10 +41,10 @@ BOMBS = {
     "merge of itself": "a: &a {<<: *a}",
     "python object": "!!python/object/apply:os.system ['true']",
     "python name": "a: !!python/name:os.system",
-    "many names": "{" + ", ".join(f"n{index}" for index in range(100_000)) + "}",
-    "many routes": UPSTREAM + "routes:\n" + "".join(f"  r{index}: mien/x\n" for index in range(50_000)),
-    "many items": "server: {cors_origins: [" + "x," * 300_000 + "]}",
-    "many pairs of braces": "[" + "{}," * 300_000 + "]",
+    "many names": "{" + ", ".join(f"n{index}" for index in range(30_000)) + "}",
+    "many routes": UPSTREAM + "routes:\n" + "".join(f"  r{index}: mien/x\n" for index in range(20_000)),
+    "many items": "server: {cors_origins: [" + "x," * 50_000 + "]}",
+    "many pairs of braces": "[" + "{}," * 100_000 + "]",
     "long name": "x" * 1_000_000 + ": 1",
     "long target": UPSTREAM + "routes: {a: " + "x" * 900_000 + "/y}",
     "long number": "timeouts: {total: " + "9" * 900_000 + "s}",
@@ -61,7 +61,7 @@ def test_bomb_is_refused_at_its_own_cost(shared: Loading, bomb: str) -> None:
     began = time.process_time()
     with pytest.raises(ConfigInvalid):
         shared.load(BOMBS[bomb])
-    assert time.process_time() - began < 30  # some take two seconds; expanding any of them would never end
+    assert time.process_time() - began < 20  # each takes a second at most; what such a file is made for would never end
 
 
 @given(raw=st.binary(max_size=300))

@@ -93,6 +93,22 @@ def test_canary_anywhere_in_a_bad_file_is_in_no_message(loading: Loading, text: 
         assert CANARY[-6:] not in told
 
 
+PLAIN = [
+    text
+    for text in MISPLACED
+    if any(
+        part in text for part in ("openai: CANARY", "[CANARY]", "{CANARY}", "api", "token", "alice: CANARY", "keys: CANARY", "key: CANARY,")
+    )
+    and not any(part in text for part in ("${", "_file", "CANARY: {", "CANARY: [", "expires", "routes: [", "base_url: CANARY", "cors"))
+]
+
+
+@pytest.mark.parametrize("text", PLAIN, ids=range(len(PLAIN)))
+def test_canary_without_the_look_of_a_credential_is_hidden_by_where_it_stands(loading: Loading, text: str) -> None:
+    for written in (text.replace("CANARY", "hunter2CANARY"), text.replace("CANARY", "hunter2CANARY") + "\n" + BROKEN):
+        assert "CANARY" not in "\n".join(str(problem) for problem in loading.problems(written))
+
+
 @pytest.mark.parametrize(
     "variable", [f"{CANARY}\n", f"{CANARY}\r\nX-Evil: 1", f"{CANARY}\x00", f"{CANARY} x", f"é{CANARY}", f"{CANARY}\udcff"]
 )

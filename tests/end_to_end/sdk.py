@@ -8,7 +8,6 @@ import asyncio
 import operator
 from typing import Any, Literal, Self
 
-import httpx2
 import openai
 
 Flavour = Literal["sync", "async"]
@@ -24,9 +23,9 @@ class Sdk:
         # trust_env=False: no proxy of the environment may come between.
         self._client: Any
         if flavour == "sync":
-            self._client = openai.OpenAI(**settings, http_client=httpx2.Client(trust_env=False, timeout=TIMEOUT))
+            self._client = openai.OpenAI(**settings, http_client=openai.DefaultHttpxClient(trust_env=False, timeout=TIMEOUT))
         else:
-            self._client = openai.AsyncOpenAI(**settings, http_client=httpx2.AsyncClient(trust_env=False, timeout=TIMEOUT))
+            self._client = openai.AsyncOpenAI(**settings, http_client=openai.DefaultAsyncHttpxClient(trust_env=False, timeout=TIMEOUT))
 
     async def __aenter__(self) -> Self:
         return self
@@ -87,6 +86,26 @@ class Sdk:
         await asyncio.to_thread(take)
         return chunks
 
+    async def final(self, name: str, getter: str, **parameters: Any) -> Any:
+        """Run a streaming helper to its end and return what its getter gives."""
+        opened = operator.attrgetter(name)(self._client)(**parameters)
+        if self.flavour == "async":
+            async with opened as stream:
+                return await getattr(stream, getter)()
+
+        def run() -> Any:
+            with opened as stream:
+                return getattr(stream, getter)()
+
+        return await asyncio.to_thread(run)
+
+    def with_retries(self, count: int) -> "Sdk":
+        """Return the same client with retries on."""
+        other = object.__new__(Sdk)
+        other.flavour = self.flavour
+        other._client = self._client.with_options(max_retries=count)
+        return other
+
     async def raw_bytes(self, name: str, **parameters: Any) -> tuple[Any, bytes]:
         """Call by `with_streaming_response`; return the headers and every byte of the body."""
         resource, _, method = name.rpartition(".")
@@ -105,9 +124,8 @@ class Sdk:
 async def outcome_of(items: Any) -> tuple[list[Any], str | None]:
     """Await chunks; return them as plain data, and the class name of what was raised."""
     try:
-        return [chunk.model_dump() for chunk in await items], None
+        return [chunk.model_dump(warnings=False) for chunk in await items], None
     except openai.APIError as error:
-        return [chunk.model_dump() for chunk in getattr(error, "chunks", [])], type(error).__name__
+        return [chunk.model_dump(warnings=False) for chunk in getattr(error, "chunks", [])], type(error).__name__
     except (ValueError, AttributeError) as error:  # the SDK's own trouble with odd events is part of the comparison
-        return [chunk.model_dump() for chunk in getattr(error, "chunks", [])], type(error).__name__
-
+        return [chunk.model_dump(warnings=False) for chunk in getattr(error, "chunks", [])], type(error).__name__

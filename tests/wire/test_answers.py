@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.errors import encode_error
@@ -118,6 +118,7 @@ def test_an_error_body_that_says_nothing_gives_nothing(body: bytes) -> None:
     assert parse_error(body) == (None, None)
 
 
+@settings(deadline=None)
 @given(
     st.one_of(
         st.binary(max_size=60),
@@ -188,6 +189,7 @@ def test_an_error_event_of_the_responses_api_is_named_and_nested() -> None:
     assert event == b'event: error\ndata: {"type":"error","error":{"message":"m","type":"upstream_error","param":null,"code":"c"}}\n\n'
 
 
+@settings(deadline=None)
 @given(st.text(), st.sampled_from(list(Operation)))
 def test_a38_no_text_in_an_error_forges_an_event(text: str, kind: Operation) -> None:
     frame = error_event(kind, encode_error(text + "\r\n\r\ndata: [DONE]\r\n\n", type=text, code=text))

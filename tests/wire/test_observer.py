@@ -142,7 +142,7 @@ PARTS = st.sampled_from(
 )
 
 
-@settings(max_examples=400)
+@settings(deadline=None, max_examples=400)
 @given(
     st.lists(st.one_of(PARTS, st.binary(max_size=20)), max_size=14),
     st.lists(st.integers(min_value=0), max_size=6),

@@ -2,7 +2,7 @@ import re
 import tracemalloc
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.wire.sse import DONE, MAX_EVENT_BYTES, Event, EventSplitter
@@ -80,6 +80,7 @@ FRAGMENTS = st.sampled_from(
 STREAM_BYTES = st.one_of(st.lists(FRAGMENTS, max_size=30).map(b"".join), st.binary(max_size=200))
 
 
+@settings(deadline=None)
 @given(STREAM_BYTES, st.lists(st.integers(min_value=0), max_size=8))
 def test_any_bytes_in_any_cuts_read_like_the_standard_says(data: bytes, cuts: list[int]) -> None:
     events, is_between = reference(data)
@@ -87,6 +88,7 @@ def test_any_bytes_in_any_cuts_read_like_the_standard_says(data: bytes, cuts: li
     assert boundary(*cut_at(data, cuts)) == is_between
 
 
+@settings(deadline=None)
 @given(STREAM_BYTES)
 def test_a_boundary_is_told_after_every_byte(data: bytes) -> None:
     splitter = EventSplitter()

@@ -1,0 +1,257 @@
+"""The bed of the fault matrix: every row has an upstream, a route and a pool of its own, so that all rows run at once on one relay.
+
+A row says what the upstream does and what must be seen afterwards, from all sides: the client's bytes and how they ended, what
+became of the upstream's connection, the log line, the counters. Rows are run together, checked one by one.
+"""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from tests.conftest import RelayWith
+from tests.fakes.client import RawClient, Response
+from tests.fakes.relay import Metrics, RelayProcess
+from tests.fakes.scripts import Script
+from tests.fakes.upstream import Request, ScriptedUpstream
+
+TIMEOUTS = {"connect": "500ms", "first_token": "1s", "between_tokens": "1s", "write": "1s", "total": "5s"}
+CLOSE_SECONDS = 2.5
+"""Ten times what is promised (250 ms) for closing the upstream of an answer that is over."""
+WAIT_SECONDS = 12.0
+
+Connection = Literal["none", "pooled", "closed", "self"]
+"""What became of the upstream's connection: never opened, kept for reuse, closed by the relay, ended by the upstream itself."""
+Talk = Callable[["Bed", "Fault", RawClient], Awaitable[Response | None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Want:
+    """What a row must look like afterwards."""
+
+    outcome: str
+    status: int | None
+    """Of the client's answer and of the log line; None for a client that left without one (499 in the log)."""
+    code: str | None = None
+    """In the log line; before the commit also in the answer and in its x-relay-error."""
+    end: Literal["complete", "cut", "rst"] = "complete"
+    body: bytes | None = None
+    """The whole body, or with `has_error_event` what stands before the event; None leaves it to `also`."""
+    has_error_event: bool = False
+    is_own_answer: bool = False
+    """Whether the answer is the relay's own error."""
+    results: Sequence[str] = ("success",)
+    """Of every attempt of the row, in any order."""
+    connection: Connection = "pooled"
+    requests: int = 1
+    """Whole requests that reached the upstream."""
+    outcomes: Mapping[str, int] = field(default_factory=dict)
+    """Only for rows of several requests."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """One row of the matrix. `name` begins with the id of the fault."""
+
+    name: str
+    want: Want
+    script: Script | None = None
+    upstream: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of its upstream beside the usual ones."""
+    stream: bool = True
+    path: str = "/v1/chat/completions"
+    version: str = "HTTP/1.1"
+    headers: Sequence[tuple[str, str]] = ()
+    talk: Talk | None = None
+    also: Callable[["Seen"], None] | None = None
+
+    @property
+    def slug(self) -> str:
+        """The name of its upstream, its route and its model."""
+        return self.name.lower()
+
+    @property
+    def body(self) -> dict[str, object]:
+        """A request for it."""
+        return {"model": self.slug, "stream": self.stream, "messages": [{"role": "user", "content": "hi"}]}
+
+
+@dataclass(slots=True, kw_only=True)
+class Seen:
+    """What was seen of a row."""
+
+    response: Response | None = None
+    is_client_closed: bool = False
+    """Whether the relay had closed the client's connection when the answer was over."""
+    requests: list[Request] = field(default_factory=list)
+    closed_after: float | None = None
+    """Seconds from the end on the client's side to the end of the upstream's connection."""
+    logs: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[dict[str, Any]] = field(default_factory=list)
+    metrics: Metrics = field(default_factory=lambda: Metrics({}))
+    error: BaseException | None = None
+
+
+class Bed:
+    """One relay, one upstream, and all rows."""
+
+    def __init__(self, relay: RelayProcess, upstream: ScriptedUpstream, faults: Sequence[Fault]) -> None:
+        self.relay = relay
+        self.upstream = upstream
+        self.faults = faults
+        self.seen: dict[str, Seen] = {}
+
+    async def run(self) -> None:
+        """Run every row at once; what goes wrong in one is told when that one is checked."""
+        seen = await asyncio.gather(*map(self._run, self.faults))
+        metrics = await self.relay.settled(within=5)
+        for fault, row in zip(self.faults, seen, strict=True):
+            row.metrics = metrics
+            row.logs = self.relay.logs("request", route=fault.slug)
+            row.warnings = self.relay.logs("attempt_failed", route=fault.slug)
+            self.seen[fault.name] = row
+
+    async def _run(self, fault: Fault) -> Seen:
+        seen = Seen()
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(WAIT_SECONDS), await self.relay.connect() as client:
+                seen.response = await (fault.talk or plain)(self, fault, client)
+                ended_at = loop.time()
+                seen.requests = self.upstream.of(fault.slug)
+                if seen.requests and fault.want.connection == "closed":
+                    await self.upstream.wait_closed(seen.requests[-1], within=CLOSE_SECONDS)
+                    closed_at = seen.requests[-1].closed_at
+                    assert closed_at is not None
+                    seen.closed_after = closed_at - ended_at
+                await self.relay.wait_log(count=sum(fault.want.outcomes.values()) or 1, within=CLOSE_SECONDS, route=fault.slug)
+                seen.is_client_closed = client.closed_how is not None
+        except Exception as error:  # told by the row's own test
+            seen.error = error
+        return seen
+
+    def check(self, fault: Fault) -> Seen:
+        """Compare a row with what it wants; return what was seen for more."""
+        seen = self.seen[fault.name]
+        if seen.error is not None:
+            raise seen.error
+        check_client(fault, seen)
+        check_upstream(fault, seen)
+        check_books(fault, seen)
+        if fault.also is not None:
+            fault.also(seen)
+        return seen
+
+
+async def plain(bed: Bed, fault: Fault, client: RawClient) -> Response:
+    """Send the row's request and take its answer."""
+    await client.post(fault.path, fault.body, fault.headers, version=fault.version)
+    return await client.read_response(within=WAIT_SECONDS)
+
+
+def check_client(fault: Fault, seen: Seen) -> None:
+    """What the client got, and how it ended."""
+    want, response = fault.want, seen.response
+    if want.status is None:
+        assert response is None
+        return
+    assert response is not None
+    assert (response.status, response.end) == (want.status, want.end), response.raw
+    if want.is_own_answer:
+        assert response.error_code == want.code, response.body
+        assert response.header("x-relay-error") == (want.code or "").encode()
+        assert response.header("content-type") == b"application/json"
+    else:
+        assert response.header("x-relay-error") is None
+    assert response.header("x-relay-request-id") == seen.logs[-1]["request_id"].encode()
+    if want.has_error_event:
+        check_error_event(response.body.removeprefix(want.body or b""), want.code)
+    elif want.body is not None:
+        assert response.body == want.body
+    if want.end != "complete":
+        assert b"0\r\n\r\n" not in response.raw[-5:]
+    is_keeping = want.end == "complete" and fault.version == "HTTP/1.1" and response.header("connection") != b"close"
+    assert seen.is_client_closed is not is_keeping
+
+
+def check_error_event(data: bytes, code: str | None) -> None:
+    """Exactly one event that holds an error with this code, on one line."""
+    assert data.startswith(b"data: ") and data.endswith(b"\n\n") and data.count(b"\n") == 2, data
+    error = json.loads(data[6:])["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["code"] == code
+
+
+def check_upstream(fault: Fault, seen: Seen) -> None:
+    """What reached the upstream, and what became of its connection."""
+    want = fault.want
+    whole = [request for request in seen.requests if request.body_complete_at is not None]
+    assert len(whole) == want.requests
+    idle, active = (seen.metrics.value("relay_upstream_connections", upstream=fault.slug, state=state) for state in ("idle", "active"))
+    assert active == 0
+    assert idle == (1 if want.connection == "pooled" else 0)
+    match want.connection:
+        case "none":
+            assert seen.requests == []
+        case "pooled":
+            assert seen.requests[-1].closed_how is None
+        case "closed":
+            assert seen.requests[-1].closed_how in ("fin", "rst")
+            assert seen.closed_after is not None and seen.closed_after <= CLOSE_SECONDS
+        case "self":
+            assert seen.requests[-1].closed_how == "self"
+
+
+def check_books(fault: Fault, seen: Seen) -> None:
+    """The log line and the counters."""
+    want, metrics = fault.want, seen.metrics
+    outcomes = dict(want.outcomes) or {want.outcome: 1}
+    assert _counted(metrics, "relay_requests_total", "outcome", fault.slug) == outcomes
+    assert _counted(metrics, "relay_upstream_attempts_total", "result", fault.slug) == dict(Counter(want.results))
+    assert metrics.sum("relay_requests_in_flight", route=fault.slug) == 0
+    assert len(seen.logs) == sum(outcomes.values())
+    line = seen.logs[-1]
+    assert (line["outcome"], line["error_code"], line["status"]) == (want.outcome, want.code, want.status or 499)
+    if len(seen.logs) == 1:
+        assert line["attempts"] == len(want.results)
+    failed = [result for result in want.results if result not in ("success", "cancelled")]
+    assert sorted(warning["result"] for warning in seen.warnings) == sorted(failed)
+
+
+def _counted(metrics: Metrics, name: str, label: str, route: str) -> dict[str, float]:
+    found: Counter[str] = Counter()
+    for labels, value in metrics.nonzero(name).items():
+        named = dict(labels)
+        if named["route"] == route:
+            found[named[label]] += int(value)
+    return dict(found)
+
+
+def config(faults: Sequence[Fault], upstream: ScriptedUpstream, **more: object) -> dict[str, Any]:
+    """A configuration with an upstream and a route for each row."""
+    usual = {"base_url": upstream.url, "api_key": "sk-upstream"}
+    assert len({fault.slug for fault in faults}) == len(faults), "two rows of one name"
+    return {
+        "timeouts": TIMEOUTS,
+        "upstreams": {fault.slug: {**usual, **fault.upstream} for fault in faults},
+        "routes": {fault.slug: f"{fault.slug}/{fault.slug}" for fault in faults},
+        **more,
+    }
+
+
+@asynccontextmanager
+async def made(faults: Sequence[Fault], relay_with: RelayWith, **more: object) -> AsyncIterator[Bed]:
+    """Start a relay and an upstream for the rows, run them all, and check the accounts of the relay when the tests are over."""
+    async with AsyncExitStack() as stack:
+        upstream = await stack.enter_async_context(ScriptedUpstream())
+        for fault in faults:
+            if fault.script is not None:
+                upstream.route(fault.slug, fault.script)
+        relay = await relay_with(config(faults, upstream, **more))
+        bed = Bed(relay, upstream, faults)
+        await bed.run()
+        yield bed
+        await relay.assert_identities()

@@ -1,0 +1,141 @@
+"""A relay under attack: sends raw bytes, and asserts what came back, what reached the upstream, what was logged, and that it still serves."""
+
+import asyncio
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tests.fakes.client import Pairs, RawClient, Response
+from tests.fakes.relay import RelayProcess
+from tests.fakes.scripts import json_answer
+from tests.fakes.upstream import Request, ScriptedUpstream
+
+CHAT = "/v1/chat/completions"
+ANSWER = {"id": "chatcmpl-1", "object": "chat.completion", "choices": [{"index": 0, "message": {"role": "assistant", "content": "fine"}}]}
+ENVELOPE = {"message", "type", "param", "code"}
+STATUS_LINE = re.compile(rb"^HTTP/1\.1 \d{3} ", re.MULTILINE)
+SMUGGLED = b'POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 20\r\n\r\n{"model":"smuggled"}'
+"""A request that hides behind another one: it must never reach an upstream."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """What a refused request must look like from all sides."""
+
+    status: int
+    code: str
+    outcome: str | None = "invalid_request"
+    """None: the bytes were no request under /v1, so there is no exchange, no count and no log line."""
+    closes: bool = False
+    """Whether the connection must be closed behind the answer."""
+
+
+class Bed:
+    """A running relay, and the scripted upstream behind it."""
+
+    def __init__(self, relay: RelayProcess, upstream: ScriptedUpstream, *, headers: Pairs = ()) -> None:
+        """Attack `relay`; `headers` go with the requests that show that it still serves."""
+        self.relay = relay
+        self.upstream = upstream
+        self._headers = tuple(headers)
+        upstream.route("still-serving", json_answer(ANSWER))
+
+    async def refuse(self, data: bytes, wanted: Refusal) -> Response:
+        """Send bytes and assert that they are refused as `wanted`, and that nothing came of them anywhere."""
+        before = self.seen
+        async with await self.relay.connect() as client:
+            await client.send(data)
+            response = await client.read_response(method=data.partition(b" ")[0].decode("latin-1"))
+            if wanted.closes:
+                rest, _ = await client.read_until_close(within=5)
+                assert rest == b"", rest
+        self.check(response, wanted)
+        assert self.seen == before, "something reached the upstream"
+        await self.check_log(response, wanted)
+        await self.still_serves()
+        return response
+
+    def check(self, response: Response, wanted: Refusal) -> None:
+        """Assert that an answer is the relay's own, with its fixed text and a whole envelope."""
+        assert (response.status, response.end) == (wanted.status, "complete"), response.raw
+        error = response.json()["error"]
+        assert isinstance(error, dict)
+        assert set(error) == ENVELOPE
+        assert error["code"] == wanted.code, error
+        assert response.header("x-relay-error") == wanted.code.encode()
+        assert (response.header("x-relay-request-id") is not None) == (wanted.outcome is not None)
+        if wanted.closes:
+            assert response.header("connection") == b"close"
+
+    async def check_log(self, response: Response, wanted: Refusal) -> None:
+        """Assert that an exchange has one log line with its outcome and code."""
+        if wanted.outcome is None:
+            return
+        line = await self.line(response)
+        assert (line["outcome"], line["error_code"], line["status"], line["attempts"]) == (wanted.outcome, wanted.code, wanted.status, 0)
+
+    async def line(self, response: Response) -> dict[str, Any]:
+        """Return the only log line of an exchange, found by its request id."""
+        request_id = response.header("x-relay-request-id")
+        assert request_id is not None, response.raw
+        (line,) = await self.relay.wait_log(request_id=request_id.decode())
+        return line
+
+    @property
+    def seen(self) -> tuple[int, int]:
+        """Connections and requests that the upstream has seen so far."""
+        return self.upstream.connection_count, len(self.upstream.requests)
+
+    async def still_serves(self) -> None:
+        """Assert that the relay is alive and answers an honest request."""
+        assert self.relay.is_alive, self.relay.stderr()[-4000:]
+        answer = await self.relay.post(CHAT, {"model": "still-serving", "messages": []}, self._headers)
+        assert (answer.status, answer.json()) == (200, ANSWER), answer.raw
+
+    async def send(self, target: str | bytes, value: object, headers: Pairs = (), *, method: str = "POST") -> Response:
+        """Send JSON, or bytes as they are (None: no body), on a connection of its own and take the answer."""
+        async with await self.relay.connect() as client:
+            if value is None:
+                await client.request(method, target, headers)
+            elif method == "POST":
+                await client.post(target, value, headers)
+            else:
+                await client.request(method, target, headers, value if isinstance(value, bytes) else str(value).encode())
+            return await client.read_response(method=method)
+
+    async def forwarded(self, target: str | bytes, value: object, headers: Pairs = (), *, method: str = "POST") -> tuple[Response, Request]:
+        """Send a request that must be passed on exactly once; return the answer and what the upstream got."""
+        known = len(self.upstream.requests)
+        response = await self.send(target, value, headers, method=method)
+        assert len(self.upstream.requests) == known + 1, (response.raw, self.upstream.requests[known:])
+        return response, self.upstream.requests[known]
+
+
+def request(*lines: bytes, body: bytes = b"") -> bytes:
+    """Put a request together from its lines as they are; the empty line and the body follow."""
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+
+def post(*lines: bytes, body: bytes = b"{}", path: bytes = b"/v1/chat/completions") -> bytes:
+    """Put a POST together, without a Content-Length unless `lines` have one."""
+    return request(b"POST %b HTTP/1.1" % path, b"Host: relay", *lines, body=body)
+
+
+def answers_in(data: bytes) -> int:
+    """Count the status lines in what a client got."""
+    return len(STATUS_LINE.findall(data))
+
+
+async def everything(client: RawClient, *, within: float = 5.0) -> bytes:
+    """Take all bytes until the relay closes, or until it is quiet for a moment with the connection open."""
+    try:
+        data, _ = await client.read_until_close(within=within)
+    except TimeoutError:
+        data = bytes(client.inbox)
+    return data
+
+
+async def gather(*work: Any) -> Sequence[Any]:
+    """Run independent cases at the same time."""
+    return await asyncio.gather(*work)
