@@ -5,6 +5,7 @@ became of the upstream's connection, the log line, the counters. Rows are run to
 """
 
 import asyncio
+import copy
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -236,7 +237,7 @@ def config(faults: Sequence[Fault], upstream: ScriptedUpstream, **more: object) 
     assert len({fault.slug for fault in faults}) == len(faults), "two rows of one name"
     return {
         "timeouts": TIMEOUTS,
-        "upstreams": {fault.slug: {**usual, **fault.upstream} for fault in faults},
+        "upstreams": {fault.slug: copy.deepcopy({**usual, **fault.upstream}) for fault in faults},  # shared parts would become anchors
         "routes": {fault.slug: f"{fault.slug}/{fault.slug}" for fault in faults},
         **more,
     }

@@ -432,8 +432,8 @@ def odd_answers() -> list[Fault]:
     return [
         Fault(name="F17-malformed-event", want=complete(b"".join(malformed)), script=sse(malformed), also=counted_unreadable(2)),
         *[row for fault in no_answer for row in both(fault)],
-        Fault(name="F19-empty-stream", want=empty, script=sse([])),
-        Fault(name="F19-comments-only-stream", want=empty, script=sse([b": hello\n\n"])),
+        Fault(name="F19-no-events", want=empty, script=sse([])),
+        Fault(name="F19-comments-only", want=empty, script=sse([b": hello\n\n"])),
         Fault(name="F20-json-for-a-stream", want=complete(ANSWER_BYTES), script=json_answer(ANSWER), also=is_json),
         Fault(
             name="F20-json-chunked-for-a-stream",

@@ -1,0 +1,256 @@
+"""The command line: what each command prints and where, exit codes, which file is found, what is not imported."""
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from relay import __version__, cli
+from relay.cli import main
+from relay.config import Config, ConfigInvalid, schema
+
+GOOD = "upstreams: {mine: {base_url: 'http://127.0.0.1:9000/v1'}}\nroutes: {fast: mine/model}\n"
+BAD = "upstreams: {mine: {base_url: 'http://127.0.0.1:9000/v1'}}\nroutes: {fast: mien/model}\nsever: {}\n"
+
+
+class Served:
+    """Stands in for the server: takes what the command line hands over, and announces an address."""
+
+    def __init__(self) -> None:
+        self.config: Config | None = None
+        self.reload: Callable[[], Config] | None = None
+        self.code: int | BaseException = 0
+
+    def run(self, config: Config, *, reload: Callable[[], Config] | None, announce: Callable[[str], None]) -> int:
+        self.config, self.reload = config, reload
+        if isinstance(self.code, BaseException):
+            raise self.code
+        announce(f"http://{config.server.host}:{config.server.port}")
+        return self.code
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Served:
+    served = Served()
+    monkeypatch.setitem(sys.modules, "relay.app", SimpleNamespace(run=served.run))
+    return served
+
+
+@pytest.fixture(autouse=True)
+def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An empty folder and home, no variables, no Ollama."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli.os, "environ", {"HOME": str(tmp_path / "home")})
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(cli, "_OLLAMA", ("127.0.0.1", 1))
+
+
+def test_check_of_a_good_file_is_one_line_and_zero(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("a.yaml").write_text(GOOD)
+    assert main(["check", "a.yaml"]) == 0
+    out, err = capsys.readouterr()
+    assert (out, err) == ("a.yaml: good: 1 upstream, 1 route, 0 keys\n", "")
+
+
+def test_check_tells_warnings_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("a.yaml").write_text(GOOD + "keys: {alice: {key: sk-alice-plain}}\n")
+    assert main(["check", "a.yaml"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "a.yaml: good: 1 upstream, 1 route, 1 key, 1 warning\n"
+    assert err.startswith("warning: a.yaml:3: keys.alice.key: stands in plain text")
+
+
+def test_check_of_a_bad_file_lists_every_problem_on_stderr_and_gives_78(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("a.yaml").write_text(BAD)
+    assert main(["check", "a.yaml"]) == 78
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert 'a.yaml:2:16: routes.fast: no upstream named "mien"; did you mean "mine"?\n' in err
+    assert 'a.yaml:3:1: sever: unknown setting; did you mean "server"?\n' in err
+    assert err.endswith("a.yaml: 2 problem(s)\n")
+
+
+def test_check_without_a_file_checks_the_one_that_serve_would_find(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check"]) == 2
+    assert "no file given" in capsys.readouterr().err
+    Path("relay.yaml").write_text(GOOD)
+    assert main(["check"]) == 0
+    assert capsys.readouterr().out.startswith("relay.yaml: good")
+
+
+def test_check_of_a_file_that_is_not_there_gives_78(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "gone.yaml"]) == 78
+    assert capsys.readouterr().err == "gone.yaml: cannot be read: No such file or directory\ngone.yaml: 1 problem(s)\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["chekc"], 'did you mean "check"?'),
+        (["sreve"], 'did you mean "serve"?'),
+        (["xyz"], "there are serve, check, schema, version"),
+        (["serve", "--confg"], "unrecognized arguments"),
+        (["--nonsense"], "unrecognized arguments"),
+        (["check", "a", "b"], "unrecognized arguments"),
+    ],
+)
+def test_wrong_usage_gives_2_and_says_what_was_likely_meant(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err
+
+
+def test_help_is_on_stdout_and_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("serve", "check", "schema", "version"))
+
+
+def test_version_as_text_and_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["version"]) == 0
+    assert capsys.readouterr().out.startswith(f"relay {__version__}, python 3.")
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"relay {__version__}\n"
+    assert main(["version", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["relay"] == __version__
+
+
+def test_schema_is_printed_as_committed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema"]) == 0
+    assert capsys.readouterr().out == json.dumps(schema(), indent=2) + "\n"
+
+
+@pytest.mark.parametrize("argv", [["check", "a.yaml"], ["version"], ["schema"], ["--help"]])
+def test_commands_that_do_not_serve_load_no_server(argv: list[str], tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(GOOD)
+    script = f"import sys; sys.path.insert(0, {str(Path(cli.__file__).parents[1])!r})\nfrom relay.cli import main\ncode = main({argv!r})\n"
+    script += "assert 'aiohttp' not in sys.modules, 'loaded'\nsys.exit(code)"
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, cwd=tmp_path, timeout=30)
+
+
+@pytest.mark.parametrize("argv", [[], ["serve"], ["--listen", "127.0.0.1:8080"], ["serve", "--listen", "127.0.0.1:8080"]])
+def test_serve_is_the_default_and_needs_nothing(argv: list[str], served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv) == 0
+    assert served.config is not None
+    assert list(served.config.upstreams) == ["demo"]
+    assert served.reload is None
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "export OPENAI_BASE_URL=http://127.0.0.1:8080/v1\n" in err
+
+
+@pytest.mark.parametrize("place", ["relay.yaml", "config/relay.yaml", "home/.config/relay/relay.yaml"])
+def test_serve_finds_its_file_in_the_usual_places(place: str, served: Served) -> None:
+    Path(place).parent.mkdir(parents=True, exist_ok=True)
+    Path(place).write_text(GOOD)
+    assert main([]) == 0
+    assert served.config is not None
+    assert served.config.source.endswith(place)
+
+
+def test_file_in_the_folder_comes_before_the_others(served: Served) -> None:
+    for place in ("relay.yaml", "config/relay.yaml"):
+        Path(place).parent.mkdir(parents=True, exist_ok=True)
+        Path(place).write_text(GOOD)
+    assert main([]) == 0
+    assert served.config is not None
+    assert served.config.source == "relay.yaml"
+
+
+@pytest.mark.parametrize("flag", ["-c", "--config"])
+def test_serve_with_a_file_can_read_it_again(flag: str, served: Served) -> None:
+    Path("a.yaml").write_text(GOOD)
+    assert main(["serve", flag, "a.yaml", "--listen", "127.0.0.1:9999"]) == 0
+    assert served.config is not None
+    assert served.reload is not None
+    assert (served.config.source, served.config.server.port) == ("a.yaml", 9999)
+    Path("a.yaml").write_text(GOOD.replace("fast", "slow"))
+    again = served.reload()
+    assert (list(again.routes), again.server.port) == (["slow"], 9999)
+    Path("a.yaml").write_text(BAD)
+    with pytest.raises(ConfigInvalid):
+        served.reload()
+
+
+def test_serve_with_a_bad_file_gives_78_and_starts_nothing(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("relay.yaml").write_text(BAD)
+    assert main([]) == 78
+    assert served.config is None
+    assert "relay.yaml: 2 problem(s)" in capsys.readouterr().err
+
+
+def test_serve_beyond_loopback_without_keys_gives_78(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--listen", "0.0.0.0:8080"]) == 78
+    assert served.config is None
+    assert "there are no keys" in capsys.readouterr().err
+
+
+def test_exit_code_of_the_server_is_passed_on(served: Served) -> None:
+    served.code = 1
+    assert main([]) == 1
+
+
+def test_interrupt_gives_130(served: Served) -> None:
+    served.code = KeyboardInterrupt()
+    assert main([]) == 130
+
+
+def test_module_runs_as_a_command(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(BAD)
+    root = Path(cli.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-m", "relay", "check", str(tmp_path / "a.yaml")], capture_output=True, cwd=root, timeout=30)
+    assert done.returncode == 78
+    assert done.stdout == b""
+
+
+@pytest.fixture
+def ollama(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """A server at Ollama's address, answering as told."""
+    told: dict[str, Any] = {"status": 200, "body": b'{"version":"0.30.1"}', "paths": []}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            told["paths"].append(self.path)
+            self.send_response(told["status"])
+            self.end_headers()
+            self.wfile.write(told["body"])
+
+        def log_message(self, *_: object) -> None:
+            """Stay silent."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        monkeypatch.setattr(cli, "_OLLAMA", ("127.0.0.1", server.server_address[1]))
+        yield told
+        server.shutdown()
+        thread.join()
+
+
+def test_running_ollama_is_found_by_one_probe(served: Served, ollama: dict[str, Any]) -> None:
+    assert main([]) == 0
+    assert served.config is not None
+    assert list(served.config.upstreams) == ["ollama"]
+    assert ollama["paths"] == ["/api/version"]
+
+
+@pytest.mark.parametrize(("status", "body"), [(404, b'{"version":"1"}'), (200, b"<html>hello</html>"), (200, b"")])
+def test_other_server_at_that_address_is_no_ollama(served: Served, ollama: dict[str, Any], status: int, body: bytes) -> None:
+    ollama.update(status=status, body=body)
+    assert main([]) == 0
+    assert served.config is not None
+    assert list(served.config.upstreams) == ["demo"]
+
+
+def test_file_makes_no_probe(served: Served, ollama: dict[str, Any]) -> None:
+    Path("relay.yaml").write_text(GOOD)
+    assert main([]) == 0
+    assert ollama["paths"] == []
