@@ -27,7 +27,7 @@ from relay.gateway import Gateway, Snapshot
 from relay.policy.routing import Router
 from relay.providers.openai import OpenAIProvider
 from relay.stream import HoldBudget
-from relay.telemetry.logs import LogWriter, RequestLog, make_logger
+from relay.telemetry.logs import LogWriter, RequestLog, make_logger, make_request_line
 from relay.telemetry.metrics import Metrics
 from relay.telemetry.observers import Observers
 from relay.transport.credentials import Credentials
@@ -73,7 +73,9 @@ class App:
     def __init__(self, config: Config, *, reload: Reload | None, log_file: Any = None) -> None:
         self._reload = reload
         self._writer = LogWriter(log_file or sys.stderr.buffer)
-        self._log = make_logger(self._writer, is_terminal=(log_file or sys.stderr).isatty())
+        is_terminal = (log_file or sys.stderr).isatty()
+        self._log = make_logger(self._writer, is_terminal=is_terminal)
+        self._request_log = RequestLog(self._log, make_request_line(self._writer, self._log, is_terminal=is_terminal))
         self._config = config
         self._credentials = Credentials()
         self._pools = UpstreamPools()
@@ -96,7 +98,7 @@ class App:
         self._gateway = Gateway(
             self._snapshot(config),
             forwarder,
-            Observers((self._metrics, RequestLog(self._log))),
+            Observers((self._metrics, self._request_log)),
             credential=self._credentials.current,
             make_id=lambda: secrets.token_hex(16),
         )

@@ -111,10 +111,12 @@ class Attempting:
         waits: set[asyncio.Future[Any]] = {task, self.done}
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
+            if task.done() and not self.done.done():
                 task.result()
         finally:
-            task.cancel()
+            if not task.cancel() and not task.cancelled():
+                # The answer, or the client's leaving, came first: what became of the upload does not matter any more.
+                task.exception()
             self.is_uploading = False
             self.attempt.sent_at = monotonic()
 
@@ -122,8 +124,8 @@ class Attempting:
         """End the attempt for a reason of the relay's own, such as shutdown."""
         if self._exchange.state is State.COMMITTED and self.relay is not None:
             self.relay.cut(outcome, code)
-        elif not self.done.done():
-            self.done.set_result(Draining())
+        else:
+            self._settle(Draining())
 
     def _close(self) -> None:
         for timer in (self._watchdog, self._hold, self._grace):
@@ -224,7 +226,9 @@ class Attempting:
         self.relay.release()
 
     def open(self, first: bytes) -> bool:
-        """Commit: the client's response begins."""
+        """Commit: the client's response begins. False when the attempt was given up before."""
+        if self.done.done():
+            return False
         exchange = self._exchange
         head = self.attempt.head
         assert head is not None
@@ -253,8 +257,7 @@ class Attempting:
 
     def failed(self, error: UpstreamError) -> None:
         """Give the attempt up: nothing of it reached the client."""
-        if not self.done.done():
-            self.done.set_result(error)
+        self._settle(error)
 
     def ended(self, outcome: Outcome, code: str | None, *, is_clean: bool, can_append: bool) -> None:
         """End the client's answer and say how it went."""
@@ -267,8 +270,14 @@ class Attempting:
             self._sink.finish()
         else:
             self._sink.cut(self._error_event(code) if can_append and code is not None else b"")
+        self._settle(None)
+
+    def _settle(self, result: RelayError | None) -> None:
+        """Let the attempt loop go on, and hear nothing more: further bytes may be there before it wakes."""
         if not self.done.done():
-            self.done.set_result(None)
+            self.done.set_result(result)
+        if self._call is not None:
+            self._call.close(self)
 
     def _outcome(self, outcome: Outcome) -> Outcome:
         if self._refusal is None or outcome is not Outcome.COMPLETE:

@@ -151,8 +151,6 @@ class ClientRequest:
     """The name the client asks for: from the body, else from `?model=` on opaque paths."""
     key: Key | None = None
     is_stream: bool = False
-    has_chunks: bool = True
-    """Whether the client speaks HTTP/1.1 and so understands chunked framing."""
 
     @property
     def is_head(self) -> bool:

@@ -20,6 +20,7 @@ from relay.exchange import (
     ClientRequest,
     Exchange,
     Headers,
+    JsonBody,
     Operation,
     Outcome,
     State,
@@ -133,115 +134,75 @@ class Gateway:
 
     async def serve(self, arrival: Arrival, client: Client) -> None:
         """Answer one request. Raises CancelledError when the client leaves, nothing else."""
-        exchange = Exchange(request=self._bare_request(arrival))
         self._observer.began()
+        exchange: Exchange | None = None
         try:
-            await self._serve(exchange, arrival, client)
+            if self.is_draining:
+                raise Draining
+            snapshot = self.snapshot
+            request, upload = await self._receive(arrival, snapshot)
+            exchange = Exchange(request=request)
+            await self._serve(exchange, snapshot, arrival, client, upload)
         except RelayError as error:
+            exchange = exchange or self._unread(arrival)
             self._refuse(exchange, client, error)
         except asyncio.CancelledError:
+            exchange = exchange or self._unread(arrival)
             if exchange.outcome is None:
                 exchange.outcome = Outcome.CLIENT_STALLED if client.has_stalled else Outcome.CLIENT_GONE
             raise
         except Exception as error:  # the last line: a bug ends one exchange, never the process
+            exchange = exchange or self._unread(arrival)
             self._observer.crashed(exchange, error)
             exchange.outcome = None
             self._refuse(exchange, client, InternalError())
         finally:
-            self._finish(exchange, client)
+            self._finish(exchange or self._unread(arrival), client)
 
-    async def _serve(self, exchange: Exchange, arrival: Arrival, client: Client) -> None:
-        snapshot = self.snapshot
-        if arrival.fault is not None:
-            raise arrival.fault
-        if self.is_draining:
-            raise Draining
-        check_path(arrival.path)
-        operation = operation_of(arrival.method, arrival.path)
-        if operation is Operation.REALTIME and not arrival.is_websocket:
-            operation = Operation.OTHER
-        key = self._authenticate(snapshot, arrival)
-        if operation is Operation.MODELS:
-            exchange.request = self._request(exchange, arrival, operation, key)
+    async def _serve(self, exchange: Exchange, snapshot: Snapshot, arrival: Arrival, client: Client, upload: Upload | None) -> None:
+        request = exchange.request
+        if request.operation is Operation.MODELS:
             await self._list_models(exchange, snapshot, client)
             return
-        if operation in JSON_OPERATIONS:
-            upload = None
-            exchange.request = await self._parsed(exchange, arrival, operation, key, snapshot)
-        else:
-            exchange.request, upload = await self._opaque(exchange, arrival, operation, key)
-        plan = self._plan(snapshot, exchange.request)
+        plan = self._plan(snapshot, request)
         exchange.route = plan.route
         self._observer.routed(exchange)
+        client.write_seconds = plan.route.timeouts.write
 
         def encode(choice: Choice) -> UpstreamRequest:
             upstream = choice.target.upstream
             return snapshot.providers[upstream.name].encode(
-                exchange.request,
+                request,
                 choice.model,
                 None if upstream.is_passthrough else self._credential(upstream),
                 upload_length=arrival.content_length,
                 is_upload=upload is not None,
             )
 
-        client.write_seconds = plan.route.timeouts.write
         await self._forwarder.run(exchange, plan, client, encode, upload)
 
     # The request
 
-    def _bare_request(self, arrival: Arrival) -> ClientRequest:
-        return ClientRequest(
-            id=self._make_id(),
-            method=arrival.method,
-            path=arrival.path,
-            query=arrival.query,
-            headers=arrival.headers,
-            operation=Operation.OTHER,
-            received_at=monotonic(),
-            client_ip=arrival.client_ip,
-            has_chunks=arrival.is_http11,
-        )
-
-    def _request(self, exchange: Exchange, arrival: Arrival, operation: Operation, key: Key | None) -> ClientRequest:
-        return ClientRequest(
-            id=exchange.request.id,
-            method=arrival.method,
-            path=arrival.path,
-            query=arrival.query,
-            headers=arrival.headers,
-            operation=operation,
-            received_at=monotonic(),
-            client_ip=arrival.client_ip,
-            has_chunks=arrival.is_http11,
-            key=key,
-        )
-
-    async def _parsed(
-        self, exchange: Exchange, arrival: Arrival, operation: Operation, key: Key | None, snapshot: Snapshot
-    ) -> ClientRequest:
+    async def _receive(self, arrival: Arrival, snapshot: Snapshot) -> tuple[ClientRequest, Upload | None]:
+        """Check and read what has to be known before routing. Raises ClientError."""
+        if arrival.fault is not None:
+            raise arrival.fault
+        check_path(arrival.path)
+        operation = operation_of(arrival.method, arrival.path)
+        if operation is Operation.REALTIME and not arrival.is_websocket:
+            operation = Operation.OTHER
+        key = self._authenticate(snapshot, arrival)
+        if operation is Operation.MODELS:
+            return self._request(arrival, operation, key), None
+        if operation not in JSON_OPERATIONS:
+            return await self._opaque(arrival, operation, key)
         if header(arrival.headers, b"content-encoding") not in (None, b"identity"):
             raise ClientError("unsupported_encoding")
-        raw = await arrival.read(snapshot.config.server.max_body)
-        body = parse_body(raw)
-        return ClientRequest(
-            id=exchange.request.id,
-            method=arrival.method,
-            path=arrival.path,
-            query=arrival.query,
-            headers=arrival.headers,
-            operation=operation,
-            received_at=monotonic(),
-            client_ip=arrival.client_ip,
-            has_chunks=arrival.is_http11,
-            key=key,
-            body=body,
-            model=body.model,
-            is_stream=body.stream,
-        )
+        body = parse_body(await arrival.read(snapshot.config.server.max_body))
+        return self._request(arrival, operation, key, body=body, model=body.model), None
 
-    async def _opaque(
-        self, exchange: Exchange, arrival: Arrival, operation: Operation, key: Key | None
-    ) -> tuple[ClientRequest, Upload | None]:
+    async def _opaque(self, arrival: Arrival, operation: Operation, key: Key | None) -> tuple[ClientRequest, Upload | None]:
+        """Look for the model of a body that is not ours to read, without holding more than a peek of it."""
         model = query_value(arrival.query, "model")
         first, is_whole = b"", not arrival.has_body
         length = arrival.content_length
@@ -249,8 +210,22 @@ class Gateway:
             first, is_whole = await arrival.read_part(PEEK_BYTES)
             if is_whole:
                 model = peek_model(first) or model
-        request = ClientRequest(
-            id=exchange.request.id,
+        whole = first if is_whole and arrival.has_body else None
+        request = self._request(arrival, operation, key, opaque=whole, model=model)
+        return request, None if is_whole else arrival.upload(first)
+
+    def _request(
+        self,
+        arrival: Arrival,
+        operation: Operation,
+        key: Key | None,
+        *,
+        body: JsonBody | None = None,
+        opaque: bytes | None = None,
+        model: str | None = None,
+    ) -> ClientRequest:
+        return ClientRequest(
+            id=self._make_id(),
             method=arrival.method,
             path=arrival.path,
             query=arrival.query,
@@ -258,12 +233,16 @@ class Gateway:
             operation=operation,
             received_at=monotonic(),
             client_ip=arrival.client_ip,
-            has_chunks=arrival.is_http11,
-            key=key,
-            opaque_body=first if is_whole and arrival.has_body else None,
+            body=body,
+            opaque_body=opaque,
             model=model,
+            key=key,
+            is_stream=body is not None and body.stream,
         )
-        return request, None if is_whole else arrival.upload(first)
+
+    def _unread(self, arrival: Arrival) -> Exchange:
+        """Return the record of a request that was refused, or whose client left, before it was read."""
+        return Exchange(request=self._request(arrival, operation_of(arrival.method, arrival.path), None))
 
     def _authenticate(self, snapshot: Snapshot, arrival: Arrival) -> Key | None:
         try:

@@ -9,7 +9,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
+from datetime import UTC, datetime
 from typing import Any, BinaryIO, Final
 
 import msgspec
@@ -81,6 +82,27 @@ class _Bound:
     info = warning = error = debug = critical = msg
 
 
+Line = Callable[[dict[str, Any]], None]
+"""Writes one `request` event with these fields."""
+
+
+def make_request_line(writer: LogWriter, log: Any, *, is_terminal: bool) -> Line:
+    """Return what writes the canonical line: straight to the writer as JSON, since every request pays for it."""
+    if is_terminal:
+        return lambda fields: log.info(**fields)
+
+    def write(fields: dict[str, Any]) -> None:
+        for name in ("model", "client_ip"):
+            value = fields[name]
+            if value is not None and (len(value) > MAX_VALUE or not value.isprintable()):
+                fields[name] = _visible(value)
+        fields["level"] = "info"
+        fields["ts"] = datetime.now(UTC).isoformat()
+        writer.put(_json_line(fields))
+
+    return write
+
+
 def make_logger(writer: LogWriter, *, is_terminal: bool) -> Any:
     """Return a structlog logger that renders for people on a terminal, and as JSON elsewhere."""
     renderer: Any
@@ -101,25 +123,33 @@ def make_logger(writer: LogWriter, *, is_terminal: bool) -> Any:
     )
 
 
+_json_line: Final = msgspec.json.Encoder(enc_hook=repr).encode
+
+
 def _encode(event: Any, **_: Any) -> bytes:
-    return msgspec.json.encode(event, enc_hook=repr)
+    return _json_line(event)
 
 
 def _shorten(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Cut long values and make control characters visible, so that no value can forge a line (A45)."""
     for name, value in event.items():
         if isinstance(value, str) and name != "exception" and (len(value) > MAX_VALUE or not value.isprintable()):
-            event[name] = value[:MAX_VALUE].encode("unicode_escape").decode("ascii")
+            event[name] = _visible(value)
     return event
+
+
+def _visible(value: str) -> str:
+    return value[:MAX_VALUE].encode("unicode_escape").decode("ascii")
 
 
 class RequestLog:
     """Writes the lines about exchanges: a `gateway.Observer`."""
 
-    __slots__ = ("_log",)
+    __slots__ = ("_line", "_log")
 
-    def __init__(self, log: Any) -> None:
+    def __init__(self, log: Any, line: Line) -> None:
         self._log = log
+        self._line = line
 
     def began(self) -> None:
         """Write nothing."""
@@ -137,7 +167,7 @@ class RequestLog:
             if attempt.result not in (AttemptResult.SUCCESS, AttemptResult.CANCELLED, None):
                 self._log.warning("attempt_failed", **_attempt_fields(summary, attempt))
         if summary.request.operation is not Operation.MODELS:
-            self._log.info("request", **_request_fields(summary))
+            self._line(_request_fields(summary))
 
 
 def _attempt_fields(summary: Summary, attempt: Attempt) -> dict[str, Any]:
@@ -159,6 +189,7 @@ def _request_fields(summary: Summary) -> dict[str, Any]:
     usage = summary.usage
     last = summary.attempts[-1] if summary.attempts else None
     return {
+        "event": "request",
         "request_id": request.id,
         "operation": request.operation.value,
         "key": request.key.name if request.key is not None else None,

@@ -311,6 +311,10 @@ class Connection(asyncio.Protocol):
             if self._interim > MAX_INTERIM:
                 raise ValueError("too many interim answers")
             self._headers.clear()
+            # Nothing of an interim answer may pass for a part of the real one.
+            self._content_length = None
+            self._content_type = self._encoding = b""
+            self._is_chunked = False
             return
         self._is_reading_head = False
         if self._method == "HEAD":
@@ -322,8 +326,8 @@ class Connection(asyncio.Protocol):
             self._parts.append(data)
 
     def on_message_complete(self) -> None:
-        """Take note of the end, unless it was an interim answer's."""
-        if not self._is_reading_head:
+        """Take note of the end, unless it was an interim answer's or the beginning of a tunnel."""
+        if not self._is_reading_head and self._parser.get_status_code() != 101:
             self._is_complete = True
             # The parser forgets the head right after this call.
             self._keeps_alive = self._parser.should_keep_alive()

@@ -51,6 +51,8 @@ class Pool:
     async def warm_up(self, seconds: float) -> None:
         """Open one connection ahead of need, so that the first stream does not pay for DNS and TLS. Raises ConnectFailed."""
         connection = await self.dial(seconds)
+        # It idles like one that has served, and may be as stale when its time comes.
+        connection.served = 1
         connection.idle_since = monotonic()
         self.put_back(connection)
 

@@ -419,14 +419,14 @@ def odd_answers() -> list[Fault]:
     malformed = [*START, b"data: {not json}\n\n", b"data: \xff\xfe\n\n", events.content("!"), events.DONE]
     large = b"data: " + b"x" * (2 * 2**20) + b"\n\n"
     giant = [*START, large, events.DONE]
-    bad = refused(502, "upstream_bad_response", "protocol_error", "closed")
+    bad = refused(502, "upstream_bad_response", "protocol_error", "pooled")
     empty = refused(502, "upstream_empty_response", "empty", "pooled")
     html = [("Content-Type", "text/html")]
     no_answer = [
         Fault(name="F19-html", want=bad, script=respond(200, html, b"<html>hello</html>")),
         Fault(name="F19-204", want=bad, script=raw(head(204))),
         Fault(name="F19-empty", want=empty, script=respond(200, JSON, b"")),
-        Fault(name="F19-text", want=replace(bad, connection="pooled"), script=respond(200, JSON, b"I am no JSON")),
+        Fault(name="F19-text", want=bad, script=respond(200, JSON, b"I am no JSON")),
         Fault(name="F19-blank", want=empty, script=respond(200, JSON, b"  \n ")),
     ]
     return [
@@ -561,7 +561,7 @@ def refusals() -> list[Fault]:
         want = Want(outcome="rejected" if status != 409 else "upstream_failed", status=status, results=("http_4xx",), body=None)
         rows.append(Fault(name=f"F21-{status}", want=want, script=error_answer(status), also=is_their_error))
     for status in (401, 403):
-        want = refused(502, "upstream_auth_error", f"http_{status}", "closed")
+        want = refused(502, "upstream_auth_error", f"http_{status}", "pooled")
         rows.append(Fault(name=f"F22-{status}", want=want, script=error_answer(status), also=has_no(b"scripted")))
         passed = Want(outcome="rejected", status=status, results=(f"http_{status}",), body=None)
         rows.append(
@@ -575,7 +575,7 @@ def refusals() -> list[Fault]:
             )
         )
     rows.append(
-        Fault(name="F23-402", want=refused(503, "upstream_quota", "http_402", "closed"), script=error_answer(402), also=has_retry_after)
+        Fault(name="F23-402", want=refused(503, "upstream_quota", "http_402", "pooled"), script=error_answer(402), also=has_retry_after)
     )
     for status, result in (
         (429, "http_429"),
@@ -598,7 +598,7 @@ def refusals() -> list[Fault]:
         moved = respond(status, [("Location", "/v1/elsewhere"), ("Content-Type", "text/plain")], b"moved to elsewhere")
         rows.append(
             Fault(
-                name=f"F27-{status}", want=refused(502, "upstream_redirect", "redirect", "closed"), script=moved, also=has_no(b"elsewhere")
+                name=f"F27-{status}", want=refused(502, "upstream_redirect", "redirect", "pooled"), script=moved, also=has_no(b"elsewhere")
             )
         )
     return [row for fault in rows for row in both(fault)]
