@@ -79,7 +79,7 @@ async def _measure(given: argparse.Namespace, cores: Cores, folder: Path) -> tup
 
 def _notes(readings: table.Readings, absent: dict[str, str]) -> list[str]:
     missing = [f"{name} not compared: {why}" for name, why in absent.items()]
-    return missing + table.doubts(readings, _PACED) + table.core_speed(readings)
+    return missing + table.doubts(readings, _PACED) + table.core_speed(readings) + table.company(readings)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -89,3 +89,9 @@ def cpu_seconds(pid: int) -> float:
 def resident_bytes(pid: int) -> int:
     """Return the resident memory of a process and its living children."""
     return sum(process.memory_info().rss for process in _tree(pid))
+
+
+def machine_busy_seconds() -> float:
+    """Return the CPU time that the whole machine has used so far, over all cores (in steps of 10 ms on Linux)."""
+    times = psutil.cpu_times()
+    return float(sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import proxies
-from bench.measure import Cores, cpu_seconds, probe_core, resident_bytes
+from bench.measure import Cores, cpu_seconds, machine_busy_seconds, probe_core, resident_bytes
 from bench.process import Child
 from bench.proxies import Proxy, Upstream
 from bench.script import IDLE_EVENTS, JSON_MODEL, Script
@@ -154,20 +154,24 @@ async def take_turn(bench: Bench, run: Run, proxy: Proxy, number: int) -> Readin
         before = await _ask(load, "reset")
         cpu = _cpu(proxy)
         upstream_cpu = cpu_seconds(bench.upstream_pid)
+        everybody = machine_busy_seconds()
         clock = asyncio.get_running_loop().time()
         await asyncio.sleep(run.window_seconds * bench.haste)
         after = await _ask(load, "mark")
         cpu = _cpu(proxy) - cpu
         seconds = asyncio.get_running_loop().time() - clock
         upstream_cpu = cpu_seconds(bench.upstream_pid) - upstream_cpu
+        everybody = machine_busy_seconds() - everybody
         report = await _ask(load, "stop")
         probes.append(probe_core(bench.cores.proxy))
+    load_cpu = (after["cpu_ns"] - before["cpu_ns"]) / 1e9 + upstream_cpu
     return {
         "probe_seconds": sum(probes) / len(probes),
         "seconds": seconds,
         "cpu_seconds": cpu,
         "busy_share": cpu / seconds,
-        "load_share": ((after["cpu_ns"] - before["cpu_ns"]) / 1e9 + upstream_cpu) / seconds,
+        "load_share": load_cpu / seconds,
+        "others_share": max(0.0, everybody - cpu - load_cpu) / seconds,
         "events": after["events"] - before["events"],
         "requests": after["requests"] - before["requests"],
         "errors": after["errors"],
@@ -241,5 +245,5 @@ def _brief(reading: Reading) -> str:
     if "rest_bytes" in reading:
         return f"{reading['rest_bytes'] / 2**20:.1f} MiB at rest, {reading['stream_bytes'] / 1024:.1f} KiB per stream"
     told = f"{reading['events']} events, {reading['requests']} requests"
-    told += f", proxy {reading['busy_share']:.0%}, load {reading['load_share']:.0%} of a core"
+    told += f", proxy {reading['busy_share']:.0%}, load {reading['load_share']:.0%}, others {reading['others_share']:.0%} of a core"
     return told + (f", {reading['errors']} errors: {reading['first_errors']}" if reading["errors"] else "")

@@ -254,3 +254,20 @@ def core_speed(readings: Readings) -> list[str]:
             equal = _paired(figure.value, figure.scenario, readings, at_equal_speed=True)
             found.append(f"{figure.label}: {equal:.2f} x nginx with that speed taken out of each turn (the table has it in)")
     return found
+
+
+_OTHERS_SHARE = 0.1
+"""Of one core, used by processes outside the bench during a turn: more, and delays and TTFT are partly theirs."""
+
+
+def company(readings: Readings) -> list[str]:
+    """Return what to know of other work on the machine: in how many turns there was too much of it."""
+    rounds = [reading for of_proxies in readings.values() for of_proxy in of_proxies.values() for reading in of_proxy]
+    shares = [reading["others_share"] for reading in rounds if "others_share" in reading]
+    crowded = [share for share in shares if share > _OTHERS_SHARE]
+    if not crowded:
+        return []
+    return [
+        f"other processes took up to {max(crowded):.0%} of a core, more than {_OTHERS_SHARE:.0%} in {len(crowded)} of {len(shares)} turns: "
+        "TTFT and delays are partly theirs, run again on a quiet machine"
+    ]

@@ -73,12 +73,11 @@ class Forwarder:
         try:
             error = await run.run(self._upstreams, request, upload, is_fresh=is_fresh)
         except BaseException:
-            run.attempt.result = AttemptResult.CANCELLED
             if exchange.outcome is None and run.attempt.meter.terminal_at is not None:
                 # The client hung up after the terminator: it has everything.
                 exchange.outcome = Outcome.COMPLETE
-            if exchange.outcome is Outcome.COMPLETE:
-                run.attempt.result = AttemptResult.SUCCESS
+            # Our own cut of the client's connection cancels as well: by then the outcome says how the attempt ended.
+            _mark(run.attempt, exchange, None, choice)
             raise
         finally:
             self._running.end(run)

@@ -113,6 +113,12 @@ def test_a_core_that_changed_its_speed_is_told_and_taken_out_of_the_ratio() -> N
     assert table.core_speed(_sparse(20.0, 10.0)) == []
 
 
+def test_other_work_on_the_machine_is_told() -> None:
+    readings = {"json": {"relay": [_reading(others_share=0.05), _reading(others_share=0.6)]}}
+    assert table.company(readings)[0].startswith("other processes took up to 60% of a core, more than 10% in 1 of 2 turns")
+    assert table.company({"json": {"relay": [_reading(others_share=0.05)]}}) == []
+
+
 def test_a_derived_scenario_brings_the_run_it_is_derived_from() -> None:
     assert [run.name for run in runs_for(["event-delay"])] == ["stream-sparse"]
     assert [run.name for run in runs_for(["stream-tls", "json"])] == ["stream-sparse", "stream-tls", "json"]

@@ -24,8 +24,9 @@ CLOSE_SECONDS = 2.5
 """Ten times what is promised (250 ms) for closing the upstream of an answer that is over."""
 WAIT_SECONDS = 12.0
 
-Connection = Literal["none", "pooled", "closed", "self"]
-"""What became of the upstream's connection: never opened, kept for reuse, closed by the relay, ended by the upstream itself."""
+Connection = Literal["none", "pooled", "closed", "free", "self"]
+"""What became of the upstream's connection: never opened, kept for reuse, closed by the relay, one of these two (when a body was
+longer than the buffers), ended by the upstream itself."""
 Talk = Callable[["Bed", "Fault", RawClient], Awaitable[Response | None]]
 
 
@@ -65,19 +66,31 @@ class Fault:
     stream: bool = True
     path: str = "/v1/chat/completions"
     version: str = "HTTP/1.1"
+    is_wildcard: bool = False
+    """Whether the caller chooses the model's name."""
     headers: Sequence[tuple[str, str]] = ()
     talk: Talk | None = None
     also: Callable[["Seen"], None] | None = None
 
     @property
     def slug(self) -> str:
-        """The name of its upstream, its route and its model."""
+        """The name of its upstream."""
         return self.name.lower()
+
+    @property
+    def route(self) -> str:
+        """The name of its route."""
+        return f"{self.slug}*" if self.is_wildcard else self.slug
+
+    @property
+    def model(self) -> str:
+        """The name that is asked for, and that the upstream gets."""
+        return f"{self.slug}-any" if self.is_wildcard else self.slug
 
     @property
     def body(self) -> dict[str, object]:
         """A request for it."""
-        return {"model": self.slug, "stream": self.stream, "messages": [{"role": "user", "content": "hi"}]}
+        return {"model": self.model, "stream": self.stream, "messages": [{"role": "user", "content": "hi"}]}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -111,8 +124,8 @@ class Bed:
         metrics = await self.relay.settled(within=5)
         for fault, row in zip(self.faults, seen, strict=True):
             row.metrics = metrics
-            row.logs = self.relay.logs("request", route=fault.slug)
-            row.warnings = self.relay.logs("attempt_failed", route=fault.slug)
+            row.logs = self.relay.logs("request", route=fault.route)
+            row.warnings = self.relay.logs("attempt_failed", route=fault.route)
             self.seen[fault.name] = row
 
     async def _run(self, fault: Fault) -> Seen:
@@ -122,14 +135,14 @@ class Bed:
             async with asyncio.timeout(WAIT_SECONDS), await self.relay.connect() as client:
                 seen.response = await (fault.talk or plain)(self, fault, client)
                 ended_at = loop.time()
-                seen.requests = self.upstream.of(fault.slug)
+                seen.requests = self.upstream.of(fault.model)
                 if seen.requests and fault.want.connection == "closed":
                     await self.upstream.wait_closed(seen.requests[-1], within=CLOSE_SECONDS)
                     closed_at = seen.requests[-1].closed_at
                     assert closed_at is not None
                     seen.closed_after = closed_at - ended_at
-                await self.relay.wait_log(count=sum(fault.want.outcomes.values()) or 1, within=CLOSE_SECONDS, route=fault.slug)
-                seen.is_client_closed = client.closed_how is not None
+                await self.relay.wait_log(count=sum(fault.want.outcomes.values()) or 1, within=CLOSE_SECONDS, route=fault.route)
+                seen.is_client_closed = await is_closed(client, fault, seen.response)
         except Exception as error:  # told by the row's own test
             seen.error = error
         return seen
@@ -145,6 +158,13 @@ class Bed:
         if fault.also is not None:
             fault.also(seen)
         return seen
+
+
+async def is_closed(client: RawClient, fault: Fault, response: Response | None) -> bool:
+    """Tell whether the relay has closed the client's connection, waiting for it where it must."""
+    if response is None or fault.version == "HTTP/1.0" or response.end != "complete" or response.header("connection") == b"close":
+        await client.read_until_close(within=CLOSE_SECONDS)
+    return client.closed_how is not None
 
 
 async def plain(bed: Bed, fault: Fault, client: RawClient) -> Response:
@@ -174,8 +194,7 @@ def check_client(fault: Fault, seen: Seen) -> None:
         assert response.body == want.body
     if want.end != "complete":
         assert b"0\r\n\r\n" not in response.raw[-5:]
-    is_keeping = want.end == "complete" and fault.version == "HTTP/1.1" and response.header("connection") != b"close"
-    assert seen.is_client_closed is not is_keeping
+    assert seen.is_client_closed is (want.end != "complete" or fault.version == "HTTP/1.0")
 
 
 def check_error_event(data: bytes, code: str | None) -> None:
@@ -193,10 +212,12 @@ def check_upstream(fault: Fault, seen: Seen) -> None:
     assert len(whole) == want.requests
     idle, active = (seen.metrics.value("relay_upstream_connections", upstream=fault.slug, state=state) for state in ("idle", "active"))
     assert active == 0
-    assert idle == (1 if want.connection == "pooled" else 0)
+    assert want.connection == "free" or idle == (1 if want.connection == "pooled" else 0)
     match want.connection:
         case "none":
             assert seen.requests == []
+        case "free":
+            assert (seen.requests[-1].closed_how is None) == (idle == 1)
         case "pooled":
             assert seen.requests[-1].closed_how is None
         case "closed":
@@ -210,9 +231,9 @@ def check_books(fault: Fault, seen: Seen) -> None:
     """The log line and the counters."""
     want, metrics = fault.want, seen.metrics
     outcomes = dict(want.outcomes) or {want.outcome: 1}
-    assert _counted(metrics, "relay_requests_total", "outcome", fault.slug) == outcomes
-    assert _counted(metrics, "relay_upstream_attempts_total", "result", fault.slug) == dict(Counter(want.results))
-    assert metrics.sum("relay_requests_in_flight", route=fault.slug) == 0
+    assert _counted(metrics, "relay_requests_total", "outcome", fault.route) == outcomes
+    assert _counted(metrics, "relay_upstream_attempts_total", "result", fault.route) == dict(Counter(want.results))
+    assert metrics.sum("relay_requests_in_flight", route=fault.route) == 0
     assert len(seen.logs) == sum(outcomes.values())
     line = seen.logs[-1]
     assert (line["outcome"], line["error_code"], line["status"]) == (want.outcome, want.code, want.status or 499)
@@ -238,7 +259,7 @@ def config(faults: Sequence[Fault], upstream: ScriptedUpstream, **more: object) 
     return {
         "timeouts": TIMEOUTS,
         "upstreams": {fault.slug: copy.deepcopy({**usual, **fault.upstream}) for fault in faults},  # shared parts would become anchors
-        "routes": {fault.slug: f"{fault.slug}/{fault.slug}" for fault in faults},
+        "routes": {fault.route: f"{fault.slug}/{fault.route}" for fault in faults},
         **more,
     }
 
@@ -250,7 +271,7 @@ async def made(faults: Sequence[Fault], relay_with: RelayWith, **more: object) -
         upstream = await stack.enter_async_context(ScriptedUpstream())
         for fault in faults:
             if fault.script is not None:
-                upstream.route(fault.slug, fault.script)
+                upstream.route(fault.model, fault.script)
         relay = await relay_with(config(faults, upstream, **more))
         bed = Bed(relay, upstream, faults)
         await bed.run()

@@ -8,6 +8,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from typing import Literal
 
 import psutil
@@ -114,15 +115,12 @@ async def leave_many(bed: Bed, count: int, begin: Wait, names: list[str], closed
     seconds: list[float] = []
     for start in range(0, count, BATCH):
         batch = names[start : start + BATCH]
-        clients = [await bed.relay.connect() for _ in batch]
-        try:
+        async with AsyncExitStack() as stack:
+            clients = [await stack.enter_async_context(await bed.relay.connect()) for _ in batch]
             await asyncio.gather(*(begin(client, name) for client, name in zip(clients, batch, strict=True)))
             left = [leave(client, how_of(number)) for number, client in enumerate(clients)]
             ended = await asyncio.gather(*(closed(name) for name in batch))
             seconds += [end - at for at, end in zip(left, ended, strict=True)]
-        finally:
-            for client in clients:
-                await client.close()
     return seconds
 
 
@@ -316,15 +314,14 @@ async def connecting(bed: Bed, security: str, count: int) -> None:
 
     seconds: list[float] = []
     for start in range(0, count, BATCH):
-        clients = [await bed.relay.connect() for _ in range(BATCH)]
-        for client, model in zip(clients, names[start : start + BATCH], strict=True):
-            await client.post(CHAT, is_stream(model))
-        await until(lambda: open_now() == BATCH)
-        left = [leave(client, how_of(number)) for number, client in enumerate(clients)]
-        await until(lambda: open_now() == 0)
-        seconds += [time.monotonic() - at for at in left]
-        for client in clients:
-            await client.close()
+        async with AsyncExitStack() as stack:
+            clients = [await stack.enter_async_context(await bed.relay.connect()) for _ in range(BATCH)]
+            for client, model in zip(clients, names[start : start + BATCH], strict=True):
+                await client.post(CHAT, is_stream(model))
+            await until(lambda: open_now() == BATCH)
+            left = [leave(client, how_of(number)) for number, client in enumerate(clients)]
+            await until(lambda: open_now() == 0)
+            seconds += [time.monotonic() - at for at in left]
     report(f"connecting, {security}", seconds)
     await check_rest(bed, before, count, names)
     added = (await bed.relay.metrics()).since(counted)
