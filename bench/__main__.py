@@ -26,7 +26,7 @@ _ALIASES = {"aiohttp": "conventional"}
 _PACED = {"stream-sparse": 4000.0, "stream-tls": 4000.0, "stream-dense": 15000.0}
 """Events per second that the timetables of these runs ask for."""
 _ROUNDS = 3
-_QUICK_HASTE = 0.4
+_QUICK_HASTE = 0.3
 _WHOLE_SECONDS, _QUICK_SECONDS = 465.0, 80.0
 """No turn begins later: the whole stays within 8 minutes, a quick look within 90 s."""
 

@@ -128,7 +128,7 @@ async def _load(bench: Bench, run: Run, proxy: Proxy, seed: int) -> AsyncIterato
         "connections": run.connections,
         "rate": run.rate,
         "body_bytes": run.body_bytes,
-        "ramp_seconds": 0.8 if run.pattern == "hold" else 0.2,
+        "ramp_seconds": (0.8 if run.pattern == "hold" else 0.2) * min(1.0, 2 * bench.haste),
         "seed": seed,
     }
     argv = [sys.executable, "-m", "bench.load", json.dumps(spec)]

@@ -257,7 +257,7 @@ def core_speed(readings: Readings) -> list[str]:
 
 
 _OTHERS_SHARE = 0.1
-"""Of one core, used by processes outside the bench during a turn: more, and delays and TTFT are partly theirs."""
+"""Of one core, used by processes outside the bench during a turn: more, and no figure but memory is the proxy's alone."""
 
 
 def company(readings: Readings) -> list[str]:
@@ -269,5 +269,5 @@ def company(readings: Readings) -> list[str]:
         return []
     return [
         f"other processes took up to {max(crowded):.0%} of a core, more than {_OTHERS_SHARE:.0%} in {len(crowded)} of {len(shares)} turns: "
-        "TTFT and delays are partly theirs, run again on a quiet machine"
+        "TTFT and delays are partly theirs, and events that waited together cost less CPU each; run again on a quiet machine"
     ]

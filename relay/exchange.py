@@ -7,7 +7,7 @@ Instants (`_at`) are seconds of the loop's monotonic clock.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Final
 
 from relay.config.tree import Key, Route, Target, Upstream
@@ -31,7 +31,7 @@ def header_values(headers: Headers, name: bytes) -> list[bytes]:
     return [value for key, value in headers if len(key) == length and key.lower() == name]
 
 
-class Outcome(Enum):
+class Outcome(StrEnum):
     """How an exchange ended: a closed set, the same word in the log, the metrics and the trace."""
 
     COMPLETE = "complete"
@@ -83,7 +83,7 @@ TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
 }
 
 
-class Operation(Enum):
+class Operation(StrEnum):
     """What is asked for: a closed set for metrics, and the choice of how a body is read."""
 
     CHAT = "chat"
@@ -234,7 +234,7 @@ class StreamMeter:
     last_byte_at: float = 0.0
 
 
-class AttemptResult(Enum):
+class AttemptResult(StrEnum):
     """How one attempt ended: the `result` label of relay_upstream_attempts_total."""
 
     SUCCESS = "success"

@@ -6,7 +6,7 @@ could read as another path: no encoded NUL, backslash or control, no segment tha
 
 import re
 from typing import Final
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote, unquote_to_bytes
 
 from relay.errors import ClientError
 from relay.exchange import Operation
@@ -38,10 +38,12 @@ _COLLECTIONS: Final = frozenset(
     }
 )
 """First segments whose second segment is the id of an object that lives at one upstream."""
+_ACTIONS: Final = frozenset({("responses", "compact"), ("responses", "input_tokens"), ("threads", "runs")})
+"""Those whose second segment is no id."""
 
 
 def operation_of(method: str, path: str) -> Operation:
-    """Return what is asked for. Raises ClientError: method_not_allowed, for a parsed endpoint that is not POSTed to."""
+    """Return what is asked for."""
     operation = _PARSED.get(path)
     if operation is not None:
         # GET lists stored objects on these two; OPTIONS and HEAD are the upstream's business.
@@ -71,13 +73,21 @@ def check_path(path: str) -> None:
 
 
 def object_id(path: str) -> str | None:
-    """Return the id in `/v1/<collection>/<id>...`, or None when the path names no stored object."""
-    parts = path.split("/")
-    if path.startswith("/v1/chat/completions/"):
-        return parts[4] or None
-    if path.startswith("/v1/fine_tuning/jobs/"):
-        return parts[4] or None
-    return parts[3] or None if len(parts) > 3 and parts[2] in _COLLECTIONS else None
+    """Return the id in `/v1/<collection>/<id>...`, or None when the path names no stored object.
+
+    Read as an upstream may read it, escapes decoded and path parameters dropped: another spelling of an id is no way
+    around its owner.
+    """
+    if path in _PARSED:
+        return None
+    parts = [part.split(";", 1)[0] for part in unquote(path).split("/")]
+    match [*(part.lower() for part in parts[2:4]), *parts[4:5]]:
+        case ["chat", "completions", name] | ["fine_tuning", "jobs", name]:
+            return name or None
+        case [collection, action, *_] if collection in _COLLECTIONS and (collection, action) not in _ACTIONS:
+            return parts[3] or None
+        case _:
+            return None
 
 
 def makes_object(path: str) -> bool:

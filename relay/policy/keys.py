@@ -11,28 +11,34 @@ from typing import Final
 
 from relay.config.tree import Key
 from relay.errors import ClientError
-from relay.exchange import Headers, header_values
+from relay.exchange import Headers
 
 GUESSES: Final = 20
 GUESS_SECONDS: Final = 60.0
 MAX_ADDRESSES: Final = 10_000
+_LENGTHS: Final = frozenset({len("authorization"), len("api-key"), len("x-api-key")})
 
 
 def credential(headers: Headers) -> bytes | None:
     """Return the caller's credential. Raises ClientError: ambiguous_credentials when two differ."""
-    found: set[bytes] = set()
-    lines = header_values(headers, b"authorization")
-    if len(lines) > 1:
-        raise ClientError("ambiguous_credentials")
-    for line in lines:
-        scheme, _, value = line.partition(b" ")
-        found.add(value.strip() if scheme.lower() == b"bearer" else line)
-    for name in (b"api-key", b"x-api-key"):
-        found.update(value.strip() for value in header_values(headers, name))
-    found.discard(b"")
-    if len(found) > 1:
-        raise ClientError("ambiguous_credentials")
-    return found.pop() if found else None
+    found: bytes | None = None
+    authorizations = 0
+    for name, value in headers:
+        if len(name) not in _LENGTHS:
+            continue
+        match name.lower():
+            case b"authorization":
+                authorizations += 1
+                scheme, _, rest = value.partition(b" ")
+                secret = rest.strip() if scheme.lower() == b"bearer" else value
+            case b"api-key" | b"x-api-key":
+                secret = value.strip()
+            case _:
+                continue
+        if authorizations > 1 or (secret and found not in (None, secret)):
+            raise ClientError("ambiguous_credentials")
+        found = secret or found
+    return found
 
 
 def find_key(keys: Mapping[bytes, Key], headers: Headers, unix_time: float) -> Key | None:

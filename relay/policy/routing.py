@@ -59,12 +59,14 @@ class Router:
         self._any = routes.get("*")
         self._default_model = default_model
 
-    def plan(self, model: str | None, key: Key | None, *, pinned: str | None = None) -> RoutePlan:
+    def plan(self, model: str | None, key: Key | None, *, pinned: str | None = None, takes_default: bool = True) -> RoutePlan:
         """Plan a request for `model`; `pinned` names the only upstream that can serve it (stateful ids).
+
+        `takes_default` lets the default model answer for none: not so on paths that are not about a model, such as /v1/files.
 
         Raises ClientError: model_not_found, no_default_route, route_not_allowed, unknown_id (pinned elsewhere).
         """
-        name = model if model is not None else self._default_model
+        name = self._default_model if model is None and takes_default else model
         route = self._find(name)
         if route is None:
             raise ClientError("model_not_found" if name is not None else "no_default_route", param="model")
@@ -102,9 +104,9 @@ def may_use(key: Key | None, route: Route) -> bool:
 
 def _resolve(route: Route, target: Target, name: str | None) -> Choice:
     pattern = target.model
-    if pattern is None or (name is None and pattern == "*"):
+    if pattern is None or (name is None and pattern.endswith("*")):
         return Choice(target=target, model=None, is_mapped=False)
     if not pattern.endswith("*"):
         return Choice(target=target, model=pattern, is_mapped=True)
-    matched = (name or "")[len(route.name) - 1 :]
-    return Choice(target=target, model=pattern[:-1] + matched, is_mapped=False)
+    assert name is not None
+    return Choice(target=target, model=pattern[:-1] + name[len(route.name) - 1 :], is_mapped=False)

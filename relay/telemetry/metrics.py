@@ -60,11 +60,11 @@ class Metrics:
             for stream in ("true", "false"):
                 self._of(f.IN_FLIGHT, route, stream)
                 for outcome in Outcome:
-                    self._of(f.REQUESTS, "chat", route, stream, _USUAL_CODE[outcome], outcome.value)
+                    self._of(f.REQUESTS, "chat", route, stream, _USUAL_CODE[outcome], outcome)
         for name, route_ in config.routes.items():
             for target in route_.targets:
                 for result in AttemptResult:
-                    self._of(f.ATTEMPTS, name, target.upstream.name, result.value)
+                    self._of(f.ATTEMPTS, name, target.upstream.name, result)
 
     def loaded(self, *, is_good: bool, unix_time: float) -> None:
         """Take note of a configuration load."""
@@ -109,11 +109,11 @@ class Metrics:
         self._check()
         if summary.request.operation is Operation.MODELS:
             return
-        operation = summary.request.operation.value
-        self._of(f.REQUESTS, operation, route, stream, str(summary.status), summary.outcome.value).inc()
+        operation = summary.request.operation
+        self._of(f.REQUESTS, operation, route, stream, str(summary.status), summary.outcome).inc()
         self._of(f.REQUEST_DURATION, operation, route, stream, _result(summary.outcome)).observe(summary.duration_seconds)
         if summary.request.key is not None:
-            self._of(f.KEY_REQUESTS, summary.request.key.name, summary.outcome.value).inc()
+            self._of(f.KEY_REQUESTS, summary.request.key.name, summary.outcome).inc()
         if summary.attempts:
             self._observe_attempts(summary, route)
             self._observe_times(summary, route, summary.upstream or "")
@@ -131,11 +131,11 @@ class Metrics:
         for attempt in summary.attempts:
             upstream = attempt.target.upstream.name
             result = attempt.result or AttemptResult.CANCELLED
-            self._of(f.ATTEMPTS, route, upstream, result.value).inc()
+            self._of(f.ATTEMPTS, route, upstream, result).inc()
             if attempt.is_resend:
                 self._of(f.RESENDS, upstream).inc()
             elif previous is not None and previous.result is not None:
-                self._of(f.FALLBACKS, route, previous.target.upstream.name, upstream, previous.result.value).inc()
+                self._of(f.FALLBACKS, route, previous.target.upstream.name, upstream, previous.result).inc()
             if attempt.meter.malformed_events:
                 self._of(f.MALFORMED_EVENTS, upstream).inc(attempt.meter.malformed_events)
             previous = attempt

@@ -1,6 +1,7 @@
 """The upstreams' own credentials, from the configuration or from a file that may change."""
 
 import os
+import re
 from time import monotonic
 from typing import Final
 
@@ -8,6 +9,7 @@ from relay.config.tree import Upstream
 
 LOOK_SECONDS: Final = 1.0
 """How often a credential's file is looked at."""
+_CONTROL: Final = re.compile(rb"[\x00-\x1f\x7f]")
 
 
 class Credentials:
@@ -21,7 +23,7 @@ class Credentials:
     def current(self, upstream: Upstream) -> bytes | None:
         """Return the credential to send, or None for an upstream without one.
 
-        A file that cannot be read leaves the last credential in force.
+        A file that cannot be read, or holds what no header line can, leaves the last credential in force.
         """
         if upstream.api_key_file is not None:
             file = self._files.get(upstream.api_key_file)
@@ -49,7 +51,9 @@ class _File:
                 stamp = (status.st_mtime_ns, status.st_ino)
                 if stamp != self._stamp:
                     with open(self._path, "rb") as file:
-                        self._value = file.read(65536).strip()
+                        value = file.read(65536).strip()
+                    if _CONTROL.search(value) is None:
+                        self._value = value
                     self._stamp = stamp
             except OSError:
                 return self._value

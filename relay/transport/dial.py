@@ -25,6 +25,10 @@ DNS_SECONDS: Final = 30.0
 DNS_STALE_SECONDS: Final = 60.0
 """How long an old answer may serve while the resolver fails."""
 PROXY_HEAD: Final = 8192
+METADATA: Final = frozenset(
+    {ipaddress.ip_address("100.100.100.200"), ipaddress.ip_address("192.0.0.192"), ipaddress.ip_address("fd00:ec2::254")}
+)
+"""Metadata services that are not link-local (Alibaba, Oracle, AWS over IPv6): never called, like those that are."""
 
 
 class Dialer:
@@ -146,9 +150,9 @@ def is_allowed(address: str, *, is_private_allowed: bool) -> bool:
     ip = ipaddress.ip_address(address.split("%", 1)[0])
     if isinstance(ip, ipaddress.IPv6Address):
         ip = ip.ipv4_mapped or _nat64(ip) or ip
-    if ip.is_link_local or ip.is_multicast or ip.is_unspecified:
+    if ip.is_link_local or ip.is_multicast or ip.is_unspecified or ip in METADATA:
         return False
-    return is_private_allowed or not (ip.is_private or ip.is_loopback or ip.is_reserved)
+    return is_private_allowed or (ip.is_global and not ip.is_reserved)
 
 
 def _nat64(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
@@ -160,4 +164,6 @@ def _tls_context(ca_file: str | None) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=ca_file)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
+    # A renegotiation in mid-answer would make a write wait for a read.
+    context.options |= ssl.OP_NO_RENEGOTIATION
     return context

@@ -142,8 +142,13 @@ class Downstream:
             keep_alive=not incoming.message.should_close and arrival.fault is None and not self._gateway.is_draining,
             write_seconds=30.0,
             cors=cors,
+            is_request_whole=incoming.payload.is_eof,
         )
-        protocol.sink = sink
+        previous, protocol.sink = protocol.sink, sink
+        if previous is not None and previous.is_paused:
+            # A pipelined request: its answer queues up behind one that the client has not taken yet.
+            previous.resume()
+            sink.pause()
         try:
             await self._answer(arrival, sink, is_preflight=bool(cors) and arrival.method == "OPTIONS")
         finally:

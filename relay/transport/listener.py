@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from relay.errors import ClientError, error_answer
 from relay.transport.sink import ClientSink, Tap
@@ -60,6 +60,11 @@ class Incoming:
         """aiohttp says that the client is gone: whoever reads the body is told."""
         self.payload.set_exception(exc)
 
+    def spoil(self) -> None:
+        """Tell whoever reads the body that it stopped being HTTP."""
+        if not self.payload.is_eof():
+            self.payload.set_exception(ClientError("bad_request"))
+
 
 class RelayHandler(RequestHandler):
     """One client connection."""
@@ -102,6 +107,14 @@ class RelayHandler(RequestHandler):
         """Count and parse."""
         self.wire_bytes += len(data)
         super().data_received(data)
+        if self._messages and self._current_request is not None and isinstance(self._messages[-1][0], _ErrInfo):
+            # aiohttp queues its answer to a malformed chunk behind the request whose reader would wait for more.
+            self._current_request.spoil()  # type: ignore[attr-defined]  # an Incoming
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Read again, if reading was paused: aiohttp calls this at every read, and parses nothing anew each time."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
 
     def pause_writing(self) -> None:
         """Pass the client's back-pressure to the exchange."""
@@ -129,9 +142,12 @@ class RelayHandler(RequestHandler):
             self.force_close()
 
     def handle_error(self, request: Any, status: int = 500, exc: BaseException | None = None, message: str | None = None) -> Any:
-        """Answer a request that aiohttp could not parse, or a failure outside of an exchange, with a fixed text."""
+        """Answer a request that aiohttp could not parse with a fixed text; end the connection after a failure outside of an exchange."""
         if not isinstance(exc, BadHttpMessage):
+            # An answer may have begun: a second head inside it would be worse than none.
             self._server.on_failure(exc)
+            self.force_close()
+            return Sent(keep_alive=False)
         answer = error_answer(ClientError("headers_too_large" if isinstance(exc, LineTooLong) else "bad_request"))
         if self.transport is not None:
             sink = ClientSink(self, is_head=False, has_chunks=True, keep_alive=False, write_seconds=1.0)

@@ -12,6 +12,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import Callable
+from functools import lru_cache
 from http import HTTPStatus
 from time import monotonic
 from typing import Final, Protocol
@@ -61,6 +62,7 @@ class ClientSink:
         "_has_chunks",
         "_is_chunked",
         "_is_head",
+        "_is_request_whole",
         "_paused_at",
         "_pending",
         "_timer",
@@ -87,7 +89,9 @@ class ClientSink:
         keep_alive: bool,
         write_seconds: float,
         cors: tuple[tuple[bytes, bytes], ...] = (),
+        is_request_whole: Callable[[], bool] | None = None,
     ) -> None:
+        """Answer on `wire`; `is_request_whole` tells whether the last byte of the request has come."""
         assert wire.transport is not None
         self._wire = wire
         self._transport = wire.transport
@@ -96,6 +100,7 @@ class ClientSink:
         self._has_chunks = has_chunks
         self.write_seconds = write_seconds
         self._cors = cors
+        self._is_request_whole = is_request_whole
         self._is_chunked = False
         self._call: Call | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -172,6 +177,9 @@ class ClientSink:
 
     def _head_bytes(self, status: int, lines: list[bytes]) -> bytes:
         lines += [b"%b: %b" % pair for pair in self._cors]
+        if self._is_request_whole is not None and not self._is_request_whole():
+            # What is still to come of the request is not read to its end, and the client must know (RFC 9112 section 9.6).
+            self.keep_alive = False
         if not self.keep_alive:
             lines.append(b"Connection: close")
         start = _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
@@ -182,8 +190,8 @@ class ClientSink:
         attempt = exchange.attempts[-1]
         lines = [
             (b"x-relay-request-id", request_id),
-            (b"x-relay-route", attempt_name(exchange.route.name if exchange.route is not None else "")),
-            (b"x-relay-upstream", attempt_name(attempt.target.upstream.name)),
+            (b"x-relay-route", header_name(exchange.route.name if exchange.route is not None else "")),
+            (b"x-relay-upstream", header_name(attempt.target.upstream.name)),
             (b"x-relay-attempts", b"%d" % len(exchange.attempts)),
         ]
         if header(head.headers, b"x-request-id") is None:
@@ -228,6 +236,7 @@ class ClientSink:
             return
         if last:
             self.write(last)
+        self.is_closed = True
         self._transport.close()
 
     def _reset(self) -> None:
@@ -235,6 +244,7 @@ class ClientSink:
         sock = self._transport.get_extra_info("socket")
         if sock is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.is_closed = True
         self._transport.abort()
 
     def lost(self) -> None:
@@ -294,6 +304,7 @@ class ClientSink:
             self._paused_at = 0.0
 
 
-def attempt_name(name: str) -> bytes:
+@lru_cache(1024)
+def header_name(name: str) -> bytes:
     """Encode a configured name for a header line: printable ASCII, anything else as `?`."""
     return bytes(byte if 0x20 < byte < 0x7F else 0x3F for byte in name.encode("utf-8"))

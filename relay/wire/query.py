@@ -4,11 +4,12 @@ from urllib.parse import unquote_plus
 
 
 def query_value(query: str | None, name: str) -> str | None:
-    """Return the first non-empty value of `name` in `query`, decoded; None when there is none."""
+    """Return the value of `name` in `query`, decoded; None when there is none, or several that differ (which one holds is anybody's guess)."""
     if not query:
         return None
+    values = set()
     for pair in query.split("&"):
         key, _, value = pair.partition("=")
         if value and unquote_plus(key) == name:
-            return unquote_plus(value)
-    return None
+            values.add(unquote_plus(value))
+    return values.pop() if len(values) == 1 else None

@@ -2,4 +2,4 @@
 
 import pytest
 
-pytest.register_assert_rewrite("tests.end_to_end.fault_bed")
+pytest.register_assert_rewrite("tests.end_to_end.fault_bed", "tests.end_to_end.faults_before", "tests.end_to_end.faults_after")

@@ -9,7 +9,7 @@ import copy
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -112,11 +112,15 @@ class Seen:
 class Bed:
     """One relay, one upstream, and all rows."""
 
-    def __init__(self, relay: RelayProcess, upstream: ScriptedUpstream, faults: Sequence[Fault]) -> None:
+    def __init__(self, relay: RelayProcess, upstreams: Sequence[ScriptedUpstream], faults: Sequence[Fault]) -> None:
         self.relay = relay
-        self.upstream = upstream
         self.faults = faults
         self.seen: dict[str, Seen] = {}
+        self._upstreams = upstreams
+
+    def upstream(self, fault: Fault) -> ScriptedUpstream:
+        """The upstream that a row talks to: the first, unless its settings name another."""
+        return server_of(fault, self._upstreams)
 
     async def run(self) -> None:
         """Run every row at once; what goes wrong in one is told when that one is checked."""
@@ -135,9 +139,9 @@ class Bed:
             async with asyncio.timeout(WAIT_SECONDS), await self.relay.connect() as client:
                 seen.response = await (fault.talk or plain)(self, fault, client)
                 ended_at = loop.time()
-                seen.requests = self.upstream.of(fault.model)
+                seen.requests = self.upstream(fault).of(fault.model)
                 if seen.requests and fault.want.connection == "closed":
-                    await self.upstream.wait_closed(seen.requests[-1], within=CLOSE_SECONDS)
+                    await self.upstream(fault).wait_closed(seen.requests[-1], within=CLOSE_SECONDS)
                     closed_at = seen.requests[-1].closed_at
                     assert closed_at is not None
                     seen.closed_after = closed_at - ended_at
@@ -265,15 +269,25 @@ def config(faults: Sequence[Fault], upstream: ScriptedUpstream, **more: object) 
 
 
 @asynccontextmanager
-async def made(faults: Sequence[Fault], relay_with: RelayWith, **more: object) -> AsyncIterator[Bed]:
-    """Start a relay and an upstream for the rows, run them all, and check the accounts of the relay when the tests are over."""
-    async with AsyncExitStack() as stack:
-        upstream = await stack.enter_async_context(ScriptedUpstream())
+async def made(
+    faults: Sequence[Fault], relay_with: RelayWith, *, others: Sequence[ScriptedUpstream] = (), **more: object
+) -> AsyncIterator[Bed]:
+    """Start a relay and an upstream for the rows, run them all, and check the accounts of the relay when the tests are over.
+
+    `others` are upstreams that a row can choose by their `base_url`.
+    """
+    async with ScriptedUpstream() as upstream:
         for fault in faults:
             if fault.script is not None:
-                upstream.route(fault.model, fault.script)
+                server_of(fault, (upstream, *others)).route(fault.model, fault.script)
         relay = await relay_with(config(faults, upstream, **more))
-        bed = Bed(relay, upstream, faults)
+        bed = Bed(relay, (upstream, *others), faults)
         await bed.run()
         yield bed
         await relay.assert_identities()
+
+
+def server_of(fault: Fault, upstreams: Sequence[ScriptedUpstream]) -> ScriptedUpstream:
+    """The upstream that a row's settings name, else the first."""
+    named = [upstream for upstream in upstreams if upstream.url == fault.upstream.get("base_url")]
+    return named[0] if named else upstreams[0]

@@ -1,6 +1,7 @@
 """A relay under attack: sends raw bytes, and asserts what came back, what reached the upstream, what was logged, and that it still serves."""
 
 import asyncio
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -95,13 +96,15 @@ class Bed:
 
     async def send(self, target: str | bytes, value: object, headers: Pairs = (), *, method: str = "POST") -> Response:
         """Send JSON, or bytes as they are (None: no body), on a connection of its own and take the answer."""
+        headers = tuple(headers)
+        assert value is None or method == "POST" or headers, "a body with another method needs its Content-Type"
         async with await self.relay.connect() as client:
             if value is None:
                 await client.request(method, target, headers)
-            elif method == "POST":
-                await client.post(target, value, headers)
+            elif any(str(name).lower() == "content-type" for name, _ in headers):
+                await client.request(method, target, headers, value if isinstance(value, bytes) else json.dumps(value).encode())
             else:
-                await client.request(method, target, headers, value if isinstance(value, bytes) else str(value).encode())
+                await client.post(target, value, headers)
             return await client.read_response(method=method)
 
     async def forwarded(self, target: str | bytes, value: object, headers: Pairs = (), *, method: str = "POST") -> tuple[Response, Request]:

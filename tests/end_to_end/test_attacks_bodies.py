@@ -24,7 +24,7 @@ BODY = Refusal(status=400, code="invalid_body")
 TWICE = Refusal(status=400, code="duplicate_key")
 VALUE = Refusal(status=400, code="invalid_value")
 UNKNOWN = Refusal(status=404, code="model_not_found")
-AMPLIFIED = Refusal(status=400, code="amplified_body", closes=True)
+AMPLIFIED = Refusal(status=400, code="amplified_body")
 TOO_LARGE = Refusal(status=413, code="request_too_large", closes=True)
 ENCODED = Refusal(status=415, code="unsupported_encoding")
 CHUNKED = b"Transfer-Encoding: chunked"
@@ -54,7 +54,7 @@ REFUSED: dict[str, tuple[bytes, Refusal]] = {
     "A19 1,000 deep": (nested(1000), JSON),
     "A19 1,000,000 deep": (nested(1_000_000), JSON),
     "A19 objects": (nested(100_000, b'{"a":', b"}"), JSON),
-    "A19 never closed": (b"[" * MIB, JSON),
+    "A19 never closed": (b"[" * MIB, BODY),
     "A19 objects never closed": (b'{"a":' * MIB, JSON),
     "A20 NaN": (b'{"model":"known","temperature":NaN}', JSON),
     "A20 Infinity": (b'{"model":"known","temperature":Infinity}', JSON),
@@ -123,21 +123,22 @@ PASSED: dict[str, bytes] = {
 }
 
 BOMBS: dict[str, bytes] = {
-    "empty lists": b'{"model":"known","x":[' + b"[]," * (3 * MIB) + b"0]}",
-    "empty objects": b'{"model":"known","x":[' + b"{}," * (3 * MIB) + b"0]}",
-    "saw": b'{"model":"known","x":[' + (b"[" * 60 + b"]" * 60 + b",") * 70_000 + b"0]}",
-    "saw of objects": b'{"model":"known","x":[' + (b'{"a":' * 60 + b"0" + b"}" * 60 + b",") * 25_000 + b"0]}",
-    "numbers": b'{"model":"known","x":[' + b"1," * (4 * MIB) + b"0]}",
+    "empty lists": b'{"model":"nobody","x":[' + b"[]," * (3 * MIB) + b"0]}",
+    "empty objects": b'{"model":"nobody","x":[' + b"{}," * (3 * MIB) + b"0]}",
+    "saw": b'{"model":"nobody","x":[' + (b"[" * 60 + b"]" * 60 + b",") * 70_000 + b"0]}",
+    "saw of objects": b'{"model":"nobody","x":[' + (b'{"a":' * 60 + b"0" + b"}" * 60 + b",") * 25_000 + b"0]}",
+    "numbers": b'{"model":"nobody","x":[' + b"1," * (4 * MIB) + b"0]}",
     "keys": REFUSED["A18 keys"][0],
-    "long keys": b'{"model":"known"' + b"".join(b',"%07d%b":1' % (number, b"k" * 10_000) for number in range(900)) + b"}",
-    "escapes": b'{"model":"known","x":"' + b"\\u0061" * (MIB + MIB // 2) + b'"}',
-    "surrogates": b'{"model":"known","x":"' + b"\\ud800" * (MIB + MIB // 2) + b'"}',
-    "quotes": b'{"model":"known","x":"' + b'\\"' * (4 * MIB) + b'"}',
-    "spaces": b'{"model":"known"' + b" " * (9 * MIB) + b"}",
-    "never closed": b'{"model":"known","x":' + b"[[],[" * (MIB + MIB // 2),
-    "digits": b'{"model":"known","x":' + b"9" * (9 * MIB) + b"}",
-    "fraction": b'{"model":"known","x":0.' + b"9" * (9 * MIB) + b"}",
+    "long keys": b'{"model":"nobody"' + b"".join(b',"%07d%b":1' % (number, b"k" * 10_000) for number in range(900)) + b"}",
+    "escapes": b'{"model":"nobody","x":"' + b"\\u0061" * (MIB + MIB // 2) + b'"}',
+    "surrogates": b'{"model":"nobody","x":"' + b"\\ud800" * (MIB + MIB // 2) + b'"}',
+    "quotes": b'{"model":"nobody","x":"' + b'\\"' * (4 * MIB) + b'"}',
+    "spaces": b'{"model":"nobody"' + b" " * (9 * MIB) + b"}",
+    "never closed": b'{"model":"nobody","x":' + b"[[],[" * (MIB + MIB // 2),
+    "digits": b'{"model":"nobody","x":' + b"9" * (9 * MIB) + b"}",
+    "fraction": b'{"model":"nobody","x":0.' + b"9" * (9 * MIB) + b"}",
 }
+"""They name no route, so that what is timed is the relay's own work and not the scripted upstream's reading."""
 
 
 @pytest.fixture(scope="module")
@@ -145,8 +146,7 @@ async def bed(shared_relay_with: RelayWith, shared_upstream: ScriptedUpstream) -
     routes = {"known": "mine/known", "still-serving": "mine/still-serving", "stream": "mine/stream", "wild/*": "mine/*"}
     upstreams = {"mine": {"base_url": shared_upstream.url, "api_key": "sk-upstream"}}
     config = {"server": {"max_body": f"{MAX_BODY}B"}, "upstreams": upstreams, "routes": routes, "keys": {"alice": {"key": "sk-alice"}}}
-    for name in ("known", "/v1/files"):
-        shared_upstream.route(name, scripts.json_answer(ANSWER))
+    shared_upstream.answers(scripts.json_answer(ANSWER))
     bed = Bed(await shared_relay_with(config), shared_upstream, headers=AUTH)
     yield bed
     await bed.relay.assert_identities()
@@ -201,7 +201,6 @@ async def test_a13_body_far_larger_on_the_wire_than_its_content_is_refused(bed: 
     async with await bed.relay.connect() as client:
         await client.send(data)
         answer = await client.read_response()
-        await client.read_until_close(within=5)
     bed.check(answer, AMPLIFIED)
     assert [request.path for request in bed.upstream.requests[known:]] == []
     await bed.check_log(answer, AMPLIFIED)
@@ -360,7 +359,7 @@ async def test_a18_slow_json_holds_no_other_stream_up(bed: Bed, name: str) -> No
     async with Watched(bed) as watched:
         answers = await asyncio.gather(*(bed.send(CHAT, bomb, AUTH) for _ in range(2)))
         await watched.ticks()
-    assert {answer.status for answer in answers} <= {200, 400}
+    assert {answer.status for answer in answers} <= {400, 404}
     assert watched.longest_wait < OTHERS_WAIT_SECONDS
 
 
