@@ -313,7 +313,9 @@ class Attempting:
         timeouts = self._timeouts
         attempt = self.attempt
         if self.is_uploading:
-            return Phase.FIRST_TOKEN, now + timeouts.first_token
+            # The client's own pauses are bounded by who reads its body.
+            full_since = self._call.full_since if self._call is not None else None
+            return Phase.FIRST_TOKEN, (now if full_since is None else full_since) + timeouts.first_token
         sent_at = attempt.sent_at or attempt.started_at
         if attempt.head is None:
             return Phase.FIRST_TOKEN, sent_at + timeouts.first_token

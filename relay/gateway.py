@@ -260,7 +260,7 @@ class Gateway:
         if object_name is None and request.body is not None:
             object_name = request.body.previous_response_id
         if object_name is None:
-            return snapshot.router.plan(request.model, request.key)
+            return snapshot.router.plan(request.model, request.key, takes_default=request.body is not None)
         return self._pinned(snapshot, request, object_name)
 
     def _pinned(self, snapshot: Snapshot, request: ClientRequest, object_name: str) -> RoutePlan:
@@ -269,7 +269,7 @@ class Gateway:
         if owner is None:
             if len(snapshot.config.upstreams) > 1:
                 raise ClientError("unknown_id")
-            return snapshot.router.plan(request.model, request.key)
+            return snapshot.router.plan(request.model, request.key, takes_default=request.body is not None)
         if owner.key != (None if request.key is None else request.key.name):
             raise ClientError("unknown_id")
         if request.body is not None:

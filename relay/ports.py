@@ -50,6 +50,10 @@ class Call(Protocol):
     def is_full(self) -> bool:
         """Tell whether the upstream takes no more bytes for now."""
 
+    @property
+    def full_since(self) -> float | None:
+        """Tell since when the upstream takes no more bytes; None when it does."""
+
     def write(self, data: bytes) -> None:
         """Send body bytes of an upload, or bytes of a tunnel."""
 

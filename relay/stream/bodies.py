@@ -84,7 +84,8 @@ class WholeRelay:
 
     def _commit(self) -> None:
         first = b"".join(self._held)
-        error = self._unusable(first) if first else None
+        # Blank lines may come for minutes before an answer (DeepSeek under load): they tell nothing yet.
+        error = None if not first or first.isspace() else self._unusable(first)
         if error is not None:
             self._fail(error)
             return

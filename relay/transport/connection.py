@@ -45,6 +45,7 @@ class Connection(asyncio.Protocol):
         "_error",
         "_feed",
         "_framing",
+        "_full_since",
         "_has_body",
         "_head",
         "_head_bytes",
@@ -80,6 +81,7 @@ class Connection(asyncio.Protocol):
         self.idle_since = 0.0
         self.is_lost = False
         self._waiter: asyncio.Future[None] | None = None
+        self._full_since = 0.0
         self._is_paused = False
         self.on_writable: Callable[[], None] | None = None
         """Called when the upstream takes bytes again."""
@@ -173,6 +175,11 @@ class Connection(asyncio.Protocol):
         """Tell whether the upstream takes no more bytes for now."""
         return self._waiter is not None
 
+    @property
+    def full_since(self) -> float | None:
+        """Tell since when the upstream takes no more bytes; None when it does."""
+        return None if self._waiter is None else self._full_since
+
     # asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -181,6 +188,7 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Make `drain` wait."""
+        self._full_since = monotonic()
         self._waiter = asyncio.get_running_loop().create_future()
 
     def resume_writing(self) -> None:
@@ -306,6 +314,8 @@ class Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """Tell an interim answer from the real one."""
         status = self._parser.get_status_code()
+        if self._parser.get_http_version() not in ("1.1", "1.0"):
+            raise ValueError("not HTTP/1")
         if 100 <= status < 200 and status != 101:
             self._interim += 1
             if self._interim > MAX_INTERIM:

@@ -9,8 +9,11 @@ directly. A client that takes nothing for `write_seconds` is cut by RST.
 """
 
 import asyncio
+import fcntl
 import socket
 import struct
+import termios
+from array import array
 from collections.abc import Callable
 from functools import lru_cache
 from http import HTTPStatus
@@ -270,7 +273,7 @@ class ClientSink:
         """Take note that the client's buffers are full."""
         self.is_paused = True
         self._paused_at = monotonic()
-        self._pending = self._transport.get_write_buffer_size()
+        self._pending = self._untaken()
         if self._call is not None:
             self._call.pause()
         self._timer = asyncio.get_running_loop().call_later(self.write_seconds, self._look)
@@ -285,13 +288,17 @@ class ClientSink:
 
     def _look(self) -> None:
         """Cut a client that took nothing; one that reads slowly but reads is given time."""
-        pending = self._transport.get_write_buffer_size()
+        pending = self._untaken()
         if pending < self._pending:
             self._pending = pending
             self._timer = asyncio.get_running_loop().call_later(self.write_seconds, self._look)
             return
         self.has_stalled = True
         self._reset()
+
+    def _untaken(self) -> int:
+        """Count what the client has not taken, the kernel's share too: that one moves long before our own does."""
+        return self._transport.get_write_buffer_size() + _in_kernel(self._transport.get_extra_info("socket"))
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -302,6 +309,18 @@ class ClientSink:
         if self._paused_at:
             self.backpressure_seconds += monotonic() - self._paused_at
             self._paused_at = 0.0
+
+
+def _in_kernel(sock: socket.socket | None) -> int:
+    """Count the bytes that the kernel holds because the client has not acknowledged them."""
+    if sock is None or sock.fileno() < 0:
+        return 0
+    count = array("i", [0])
+    try:
+        fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, count)
+    except OSError:
+        return 0  # a system that does not tell: our own buffer alone is looked at
+    return count[0]
 
 
 @lru_cache(1024)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from tests.end_to_end.fault_bed import Connection, Fault, Seen, Want
 from tests.end_to_end.fault_wants import ANSWER, ANSWER_BYTES, SENT, START, WHOLE, both, complete, cut, refused, stalled, twice
-from tests.fakes import events
+from tests.fakes import client, events
 from tests.fakes.scripts import (
     EVENT_STREAM,
     JSON,
@@ -35,12 +35,12 @@ def error_later() -> list[Fault]:
     chunks = [*START, events.error()]
     sent = b"".join(chunks)
 
-    def want(end: str, connection: Connection, sent: bytes = sent) -> Want:
+    def want(end: client.End, connection: Connection, sent: bytes = sent) -> Want:
         return Want(
             outcome="upstream_error",
             status=200,
             code="upstream_error_in_stream",
-            end=end,  # type: ignore[arg-type]
+            end=end,
             body=sent,
             results=("error_event",),
             connection=connection,
@@ -183,8 +183,9 @@ def odd_answers() -> list[Fault]:
     malformed = [*START, b"data: {not json}\n\n", b"data: \xff\xfe\n\n", events.content("!"), events.DONE]
     large = b"data: " + b"x" * (2 * 2**20) + b"\n\n"
     giant = [*START, large, events.DONE]
-    bad = refused(502, "upstream_bad_response", "protocol_error", "pooled")
-    empty = refused(502, "upstream_empty_response", "empty", "pooled")
+    unread_giant = complete(b"".join(giant), "free")
+    bad = refused(502, "upstream_bad_response", "protocol_error", "free")
+    empty = refused(502, "upstream_empty_response", "empty", "free")
     html = [("Content-Type", "text/html")]
     no_answer = [
         Fault(name="F19-html", want=bad, script=respond(200, html, b"<html>hello</html>")),
@@ -245,8 +246,10 @@ def odd_answers() -> list[Fault]:
             talk=twice,
             also=used_two_connections,
         ),
-        Fault(name="F30-large-event", want=complete(b"".join(giant), "free"), script=sse(giant)),
-        Fault(name="F30-large-event-in-pieces", want=complete(b"".join(giant), "free"), script=in_pieces(giant)),
+        Fault(name="F30-large-event", want=unread_giant, script=sse(giant), also=counted_unreadable(1)),
+        Fault(
+            name="F30-large-event-in-pieces", want=unread_giant, script=in_pieces(giant), also=counted_unreadable(1)
+        ),
     ]
 
 

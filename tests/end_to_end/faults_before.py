@@ -7,7 +7,7 @@ from tests.end_to_end.fault_bed import Fault, Seen, Want
 from tests.end_to_end.fault_wants import SENT, START, WHOLE, both, complete, cut, refused, stalled, twice
 from tests.fakes import events
 from tests.fakes.certificates import Authority
-from tests.fakes.scripts import EVENT_STREAM, body, close, error_answer, hang, head, in_turn, raw, reset, respond, sse
+from tests.fakes.scripts import EVENT_STREAM, End, body, close, error_answer, hang, head, in_turn, raw, reset, respond, sse
 from tests.fakes.upstream import ScriptedUpstream
 
 Check = Callable[[Seen], None]
@@ -194,14 +194,14 @@ def error_first() -> list[Fault]:
             ("created-error", 500, [started, flat], "/v1/responses"),
         )
     ]
-    broken = [("fin", "fin", "upstream_truncated"), ("rst", "rst", "upstream_reset"), ("clean", "clean", "upstream_truncated")]
+    broken: list[tuple[End, str]] = [("fin", "upstream_truncated"), ("rst", "upstream_reset"), ("clean", "upstream_truncated")]
     faults += [
         Fault(
-            name=f"F10-role-then-{name}",
-            want=refused(502, code, "stream_broken", "self" if name != "clean" else "pooled"),
-            script=sse([events.role()], end=end),  # type: ignore[arg-type]
+            name=f"F10-role-then-{end}",
+            want=refused(502, code, "stream_broken", "self" if end != "clean" else "pooled"),
+            script=sse([events.role()], end=end),
         )
-        for name, end, code in broken
+        for end, code in broken
     ]
     return faults
 
@@ -217,7 +217,7 @@ def refusals() -> list[Fault]:
         is_wildcard = name == "404"
         rows.append(Fault(name=f"F21-{name}", want=want, script=error_answer(status), is_wildcard=is_wildcard, also=is_their_error))
     for status in (401, 403):
-        want = refused(502, "upstream_auth_error", f"http_{status}", "pooled")
+        want = refused(502, "upstream_auth_error", f"http_{status}", "free")
         rows.append(Fault(name=f"F22-{status}", want=want, script=error_answer(status), also=has_no(b"scripted")))
         passed = Want(outcome="rejected", status=status, results=(f"http_{status}",))
         rows.append(
@@ -231,7 +231,7 @@ def refusals() -> list[Fault]:
             )
         )
     rows.append(
-        Fault(name="F23-402", want=refused(503, "upstream_quota", "http_402", "pooled"), script=error_answer(402), also=has_retry_after)
+        Fault(name="F23-402", want=refused(503, "upstream_quota", "http_402", "free"), script=error_answer(402), also=has_retry_after)
     )
     for status, result in (
         (429, "http_429"),
@@ -253,9 +253,7 @@ def refusals() -> list[Fault]:
     for status in (301, 302, 303, 307, 308):
         moved = respond(status, [("Location", "/v1/elsewhere"), ("Content-Type", "text/plain")], b"moved to elsewhere")
         rows.append(
-            Fault(
-                name=f"F27-{status}", want=refused(502, "upstream_redirect", "redirect", "pooled"), script=moved, also=has_no(b"elsewhere")
-            )
+            Fault(name=f"F27-{status}", want=refused(502, "upstream_redirect", "redirect", "free"), script=moved, also=has_no(b"elsewhere"))
         )
     return [row for fault in rows for row in both(fault)]
 

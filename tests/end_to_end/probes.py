@@ -96,15 +96,12 @@ class Bed:
 
     async def send(self, target: str | bytes, value: object, headers: Pairs = (), *, method: str = "POST") -> Response:
         """Send JSON, or bytes as they are (None: no body), on a connection of its own and take the answer."""
-        headers = tuple(headers)
-        assert value is None or method == "POST" or headers, "a body with another method needs its Content-Type"
+        lines = list(headers)
+        body = value if value is None or isinstance(value, bytes) else json.dumps(value).encode()
+        if body is not None and not any(str(name).lower() == "content-type" for name, _ in lines):
+            lines.append(("Content-Type", "application/json"))
         async with await self.relay.connect() as client:
-            if value is None:
-                await client.request(method, target, headers)
-            elif any(str(name).lower() == "content-type" for name, _ in headers):
-                await client.request(method, target, headers, value if isinstance(value, bytes) else json.dumps(value).encode())
-            else:
-                await client.post(target, value, headers)
+            await client.request(method, target, lines, body)
             return await client.read_response(method=method)
 
     async def forwarded(self, target: str | bytes, value: object, headers: Pairs = (), *, method: str = "POST") -> tuple[Response, Request]:

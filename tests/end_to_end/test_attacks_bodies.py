@@ -207,9 +207,9 @@ async def test_a13_body_far_larger_on_the_wire_than_its_content_is_refused(bed: 
     await bed.still_serves()
 
 
-async def test_a13_million_tiny_chunks_are_read_while_others_are_served(bed: Bed) -> None:
+async def test_a13_hundreds_of_thousands_of_tiny_chunks_are_read_while_others_are_served(bed: Bed) -> None:
     """One byte a chunk is six bytes on the wire: slow to read for whoever sends it, and for nobody else."""
-    body = b'{"model":"known","x":"' + b"y" * 10**6 + b'"}'
+    body = b'{"model":"known","x":"' + b"y" * 400_000 + b'"}'
     data = post(KEY, CHUNKED, body=b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n")
     async with Watched(bed) as watched:
         async with await bed.relay.connect() as client:
@@ -230,8 +230,11 @@ async def test_a13_endless_trailers_are_refused(bed: Bed) -> None:
 
 
 async def test_a16_announced_body_over_the_limit_is_refused_before_it_is_sent(bed: Bed) -> None:
+    await bed.refuse(post(KEY, b"Content-Length: %d" % (MAX_BODY + 1), body=b""), TOO_LARGE)
     for path in ENDPOINTS:
-        await bed.refuse(post(KEY, b"Content-Length: %d" % (MAX_BODY + 1), body=b"", path=path.encode()), TOO_LARGE)
+        async with await bed.relay.connect() as client:
+            await client.send(post(KEY, b"Content-Length: %d" % (MAX_BODY + 1), body=b"", path=path.encode()))
+            bed.check(await client.read_response(), TOO_LARGE)
 
 
 async def test_a16_chunked_body_over_the_limit_is_refused_while_it_comes(bed: Bed) -> None:
@@ -367,7 +370,7 @@ async def test_a18_slow_json_on_a_peeked_path_holds_no_other_stream_up(bed: Bed)
     bomb = b'{"model":"known","x":[' + b"[]," * (MIB // 3 - 20) + b"0]}"
     assert len(bomb) <= MIB
     async with Watched(bed) as watched:
-        answers = await asyncio.gather(*(bed.send("/v1/files?model=known", bomb, AUTH) for _ in range(8)))
+        answers = await asyncio.gather(*(bed.send("/v1/files?model=known", bomb, AUTH) for _ in range(4)))
         await watched.ticks()
     assert {answer.status for answer in answers} == {200}
     assert watched.longest_wait < OTHERS_WAIT_SECONDS

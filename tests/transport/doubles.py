@@ -58,6 +58,9 @@ class FakeSocket:
     def setsockopt(self, level: int, name: int, value: bytes) -> None:
         self.options.append((level, name, value))
 
+    def fileno(self) -> int:
+        return -1
+
 
 class FakeHome:
     """A pool that only remembers."""
@@ -126,10 +129,12 @@ class RecordingReceiver:
 
 def request_for(method: str = "GET", *, body: bytes = b"", is_upload: bool = False) -> UpstreamRequest:
     """A request on its way up."""
-    return UpstreamRequest(upstream=UPSTREAM, method=method, head=b"%b / HTTP/1.1\r\n\r\n" % method.encode(), body=body, is_upload=is_upload)
+    return UpstreamRequest(
+        upstream=UPSTREAM, method=method, head=b"%b / HTTP/1.1\r\n\r\n" % method.encode(), body=body, is_upload=is_upload
+    )
 
 
-def exchange_for(*, method: str = "POST", route: str = "fast", has_chunks: bool = True, headers: Headers = ()) -> Exchange:
+def exchange_for(*, method: str = "POST", route: str = "fast", headers: Headers = ()) -> Exchange:
     """An exchange with one attempt under way."""
     target = Target(upstream=UPSTREAM, model="m")
     request = ClientRequest(
@@ -142,7 +147,6 @@ def exchange_for(*, method: str = "POST", route: str = "fast", has_chunks: bool 
         received_at=0.0,
         client_ip="127.0.0.1",
         key=Key(name="alice"),
-        has_chunks=has_chunks,
     )
     exchange = Exchange(request=request, route=Route(name=route, targets=(target,), timeouts=Timeouts()))
     exchange.attempts.append(Attempt(target=target, started_at=0.0))
