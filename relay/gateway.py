@@ -49,6 +49,8 @@ class Client(Sink, Protocol):
     backpressure_seconds: float
     has_stalled: bool
     """Whether the client was cut because it had stopped reading."""
+    is_closed: bool
+    """Whether the client's connection is gone."""
     write_seconds: float
     """How long a client may take nothing before it is cut."""
 
@@ -149,7 +151,7 @@ class Gateway:
         except asyncio.CancelledError:
             exchange = exchange or self._unread(arrival)
             if exchange.outcome is None:
-                exchange.outcome = Outcome.CLIENT_STALLED if client.has_stalled else Outcome.CLIENT_GONE
+                exchange.outcome = _outcome_of_leaving(client)
             raise
         except Exception as error:  # the last line: a bug ends one exchange, never the process
             exchange = exchange or self._unread(arrival)
@@ -338,6 +340,13 @@ def _outcome_of(error: RelayError, answer: ErrorAnswer) -> Outcome:
             return Outcome.INTERNAL_ERROR
         case _:
             return Outcome.UPSTREAM_FAILED
+
+
+def _outcome_of_leaving(client: Client) -> Outcome:
+    if client.has_stalled:
+        return Outcome.CLIENT_STALLED
+    # With the client still there it was the shutdown that cancelled: the request had not come far enough to be cut.
+    return Outcome.CLIENT_GONE if client.is_closed else Outcome.OVERLOADED
 
 
 def _is_plain_json(headers: Headers) -> bool:

@@ -98,6 +98,9 @@ class Receiver(Protocol):
     def end(self, how: BodyEnd, *, anything: bool) -> None:
         """Take the end; `anything` tells whether any byte of an answer had come. Called once."""
 
+    def crash(self, error: Exception) -> None:
+        """Take what escaped from one of the calls above, or from `relay`: a bug."""
+
 
 class Upstreams(Protocol):
     """The connections to upstreams."""

@@ -4,7 +4,7 @@ import msgspec
 
 from relay.errors import Break, Malformation, MalformedResponse, StreamBroken, UpstreamError
 from relay.exchange import Outcome, StreamMeter
-from relay.stream.ends import HOLD_BODY_BYTES, BodyEnd, HoldBudget, Port, broken, cut_code
+from relay.stream.ends import HOLD_BODY_BYTES, PROOF_BYTES, BodyEnd, HoldBudget, Port, broken, cut_code
 from relay.wire.openai import read_id, read_usage
 
 
@@ -63,13 +63,14 @@ class WholeRelay:
         if self._budget.take(len(data)):
             self._held.append(data)
             self._held_bytes += len(data)
-            if self._is_committed and self._held_bytes > HOLD_BODY_BYTES:
+            if self._is_committed and self._held_bytes > PROOF_BYTES:
                 self._drop()
-        elif self._is_committed:
-            self._drop()
-        else:
+            return
+        if not self._is_committed:
             self._commit()
-            self._port.write(data)
+            if not self._is_over:
+                self._port.write(data)
+        self._drop()
 
     def _drop(self) -> None:
         self._keeps_copy = False

@@ -206,35 +206,40 @@ class Connection(asyncio.Protocol):
             # Bytes nobody asked for: the connection cannot be trusted with another request.
             self.discard()
             return
-        if self._is_tunnel:
-            if receiver.relay is not None:
-                receiver.relay.feed(data, monotonic())
-            return
-        self._received = True
-        is_garbage = False
         try:
-            self._feed(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            if not self._switch(receiver, data[upgrade.args[0] :]):
-                is_garbage = True
-        except httptools.HttpParserError:
-            # Bytes behind a whole answer do not spoil it, but nothing can follow them.
-            is_garbage = not self._is_complete
-            self._is_dirty = True
-        if self._is_reading_head:
-            self._head_bytes += len(data)
-            is_garbage = is_garbage or self._head_bytes > MAX_HEAD
-        elif self._head is None:
-            receiver.head(self._take_head())
-        if self._parts:
-            body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-            self._parts.clear()
-            if receiver.relay is not None and self.receiver is receiver:
-                receiver.relay.feed(body, monotonic())
-        if is_garbage:
-            self._end(BodyEnd.GARBAGE)
-        elif self._is_complete:
-            self._end(BodyEnd.WHOLE)
+            if self._is_tunnel:
+                if receiver.relay is not None:
+                    receiver.relay.feed(data, monotonic())
+                return
+            self._received = True
+            is_garbage = False
+            try:
+                self._feed(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                if not self._switch(receiver, data[upgrade.args[0] :]):
+                    is_garbage = True
+            except httptools.HttpParserError:
+                # Bytes behind a whole answer do not spoil it, but nothing can follow them.
+                is_garbage = not self._is_complete
+                self._is_dirty = True
+            if self._is_reading_head:
+                self._head_bytes += len(data)
+                is_garbage = is_garbage or self._head_bytes > MAX_HEAD
+            elif self._head is None:
+                receiver.head(self._take_head())
+            if self._parts:
+                body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+                self._parts.clear()
+                if receiver.relay is not None and self.receiver is receiver:
+                    receiver.relay.feed(body, monotonic())
+            if is_garbage:
+                self._end(BodyEnd.GARBAGE)
+            elif self._is_complete:
+                self._end(BodyEnd.WHOLE)
+        except Exception as error:  # a bug of ours ends one exchange, and is never taken for the upstream's fault
+            self.receiver = None
+            self.discard()
+            receiver.crash(error)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the call that is on the connection."""
@@ -259,7 +264,10 @@ class Connection(asyncio.Protocol):
             self._home.put_back(self)
         else:
             self.discard()
-        receiver.end(how, anything=self._received)
+        try:
+            receiver.end(how, anything=self._received)
+        except Exception as error:  # as in `data_received`
+            receiver.crash(error)
 
     def _can_stay(self) -> bool:
         return self._keeps_alive and not (self._is_dirty or self._is_paused or self._is_uploading or self._method == "HEAD")

@@ -212,6 +212,18 @@ class RelayServer(web.Server):
         """Make the protocol of a new connection."""
         return RelayHandler(self, **self._settings)
 
+    def retire(self) -> None:
+        """Close the connections that serve no request. aiohttp's `pre_shutdown` would also drop the rest of bodies under way."""
+        for connection in self.connections:
+            if connection._current_request is None:
+                connection.close()
+
+    @property
+    def has_unsent(self) -> bool:
+        """Tell whether bytes of an answer still wait for a client to take them."""
+        transports = [connection.transport for connection in self.connections]
+        return any(transport is not None and transport.get_write_buffer_size() > 0 for transport in transports)
+
     def take_place(self) -> bool:
         """Count a connection in; False when there are too many."""
         self._places -= 1

@@ -23,12 +23,13 @@ MAX_IDLE: Final = 512
 class Pool:
     """The connections to one upstream."""
 
-    __slots__ = ("_dialer", "_idle", "_open", "_sweep", "upstream")
+    __slots__ = ("_dialer", "_idle", "_is_retired", "_open", "_sweep", "upstream")
 
     def __init__(self, upstream: Upstream) -> None:
         self.upstream = upstream
         self._dialer = Dialer(upstream)
         self._idle: deque[Connection] = deque()
+        self._is_retired = False
         self._open: set[Connection] = set()
         self._sweep: asyncio.TimerHandle | None = None
 
@@ -58,7 +59,7 @@ class Pool:
 
     def put_back(self, connection: Connection) -> None:
         """Keep a connection that can serve another request."""
-        if len(self._idle) >= MAX_IDLE:
+        if self._is_retired or len(self._idle) >= MAX_IDLE:
             connection.discard()
             return
         self._idle.append(connection)
@@ -82,7 +83,8 @@ class Pool:
         return len(self._idle), len(self._open)
 
     def close_idle(self) -> None:
-        """Close the connections that serve nobody; the others end with their calls."""
+        """Close the connections that serve nobody, for good: the others end with their calls."""
+        self._is_retired = True
         while self._idle:
             self._idle.pop().discard()
 

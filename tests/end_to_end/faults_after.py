@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from tests.end_to_end.fault_bed import Connection, Fault, Seen, Want
+from tests.end_to_end.fault_bed import QUICK, Connection, Fault, Seen, Want
 from tests.end_to_end.fault_wants import ANSWER, ANSWER_BYTES, SENT, START, WHOLE, both, complete, cut, refused, stalled, twice
 from tests.fakes import client, events
 from tests.fakes.scripts import (
@@ -26,8 +26,6 @@ from tests.fakes.scripts import (
 Check = Callable[[Seen], None]
 FRAMINGS: tuple[BodyFraming, ...] = ("chunked", "length", "close")
 CHUNKED = head(200, [*EVENT_STREAM, ("Transfer-Encoding", "chunked")])
-SLOW: dict[str, object] = {"timeouts": {"first_token": "4s", "between_tokens": "4s", "total": "8s"}}
-"""Time enough for the hold to run out first."""
 
 
 def error_later() -> list[Fault]:
@@ -51,7 +49,7 @@ def error_later() -> list[Fault]:
         Fault(name="F11-clean-length", want=want("complete", "pooled"), script=sse(chunks, framing="length")),
         Fault(name="F11-fin", want=want("cut", "self"), script=sse(chunks, end="fin")),
         Fault(name="F11-rst", want=want("cut", "self"), script=sse(chunks, end="rst")),
-        Fault(name="F11-stall", want=want("cut", "closed"), script=sse(chunks, end="hang")),
+        Fault(name="F11-stall", want=want("cut", "closed"), script=sse(chunks, end="hang"), upstream=QUICK),
         Fault(name="F11-then-done", want=want("complete", "pooled", sent + events.DONE), script=sse([*chunks, events.DONE])),
     ]
 
@@ -88,11 +86,12 @@ def broken_streams() -> list[Fault]:
     ticks = [events.role(), *[events.content("tick")] * 30]
     return [
         *faults,
-        Fault(name="F16-stall", want=stalled(SENT), script=sse(START, end="hang")),
+        Fault(name="F16-stall", want=stalled(SENT), script=sse(START, end="hang"), upstream=QUICK),
         Fault(
             name="F16-stall-in-an-event",
             want=replace(stalled(SENT), body=b"".join(half), has_error_event=False),
             script=sse(half, end="hang"),
+            upstream=QUICK,
         ),
         Fault(
             name="F16-total",
@@ -247,9 +246,7 @@ def odd_answers() -> list[Fault]:
             also=used_two_connections,
         ),
         Fault(name="F30-large-event", want=unread_giant, script=sse(giant), also=counted_unreadable(1)),
-        Fault(
-            name="F30-large-event-in-pieces", want=unread_giant, script=in_pieces(giant), also=counted_unreadable(1)
-        ),
+        Fault(name="F30-large-event-in-pieces", want=unread_giant, script=in_pieces(giant), also=counted_unreadable(1)),
     ]
 
 
@@ -309,7 +306,6 @@ def short_bodies() -> list[Fault]:
                     name=f"F18-{end}-after-commit-{framing}",
                     want=cut(ANSWER_BYTES[:30], code, event=False),
                     script=body([half, ANSWER_BYTES[20:30]], framing=framing, end=end, pause=2.3),
-                    upstream=SLOW,
                     stream=False,
                 )
             )

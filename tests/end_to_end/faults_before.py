@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from tests.end_to_end.fault_bed import Fault, Seen, Want
+from tests.end_to_end.fault_bed import QUICK, Fault, Seen, Want
 from tests.end_to_end.fault_wants import SENT, START, WHOLE, both, complete, cut, refused, stalled, twice
 from tests.fakes import events
 from tests.fakes.certificates import Authority
@@ -11,11 +11,12 @@ from tests.fakes.scripts import EVENT_STREAM, End, body, close, error_answer, ha
 from tests.fakes.upstream import ScriptedUpstream
 
 Check = Callable[[Seen], None]
+FAILING = (("F24", 429), ("F25", 500), ("F25", 502), ("F25", 504), ("F26", 503), ("F26", 529))
 
 
 def connecting(ports: Mapping[str, int]) -> list[Fault]:
     """F1 to F4: no connection."""
-    no_name = {"base_url": "http://nowhere.invalid/v1", "timeouts": {"connect": "5s"}}
+    no_name = {"base_url": "http://nowhere.invalid/v1"}
     faults = [
         Fault(
             name="F1-refused",
@@ -25,7 +26,7 @@ def connecting(ports: Mapping[str, int]) -> list[Fault]:
         Fault(
             name="F2-black-hole",
             want=refused(504, "upstream_connect_timeout", "timeout_connect", "none", requests=0),
-            upstream={"base_url": f"http://127.0.0.1:{ports['swallowing']}/v1"},
+            upstream={"base_url": f"http://127.0.0.1:{ports['swallowing']}/v1", **QUICK},
         ),
         Fault(name="F3-no-such-name", want=refused(502, "upstream_dns_error", "dns_error", "none", requests=0), upstream=no_name),
     ]
@@ -52,7 +53,7 @@ def secured(authority: Authority, tls: Mapping[str, ScriptedUpstream]) -> list[F
         Fault(
             name="F15-tls", want=cut(SENT + half, "upstream_truncated", event=False), script=sse([*START, half], end="fin"), upstream=good
         ),
-        Fault(name="F16-tls", want=stalled(SENT), script=sse(START, end="hang"), upstream=good),
+        Fault(name="F16-tls", want=stalled(SENT), script=sse(START, end="hang"), upstream={**good, **QUICK}),
     ]
 
 
@@ -126,27 +127,29 @@ def before_the_answer() -> list[Fault]:
             want=refused(502, "upstream_truncated", "stream_broken", "self"),
             script=raw(b"HTTP/1.1 200 OK\r\nContent-", end="fin"),
         ),
-        Fault(name="F7-silence", want=late, script=hang()),
-        Fault(name="F7-half-a-head", want=late, script=raw(b"HTTP/1.1 200 OK\r\nContent-", end="hang")),
-        Fault(name="F7-interim-only", want=late, script=raw(b"HTTP/1.1 100 Continue\r\n\r\n", end="hang")),
+        Fault(name="F7-silence", want=late, script=hang(), upstream=QUICK),
+        Fault(name="F7-half-a-head", want=late, script=raw(b"HTTP/1.1 200 OK\r\nContent-", end="hang"), upstream=QUICK),
+        Fault(name="F7-interim-only", want=late, script=raw(b"HTTP/1.1 100 Continue\r\n\r\n", end="hang"), upstream=QUICK),
     ]
     rows = [row for fault in rows for row in both(fault)]
     first_event = refused(504, "upstream_first_event_timeout", "timeout_first_token", "closed")
     return [
         *rows,
-        Fault(name="F8-head-only", want=first_event, script=sse([], end="hang")),
-        Fault(name="F8-comments-only", want=first_event, script=comments),
-        Fault(name="F8-role-only", want=first_event, script=sse([events.role()], end="hang")),
+        Fault(name="F8-head-only", want=first_event, script=sse([], end="hang"), upstream=QUICK),
+        Fault(name="F8-comments-only", want=first_event, script=comments, upstream=QUICK),
+        Fault(name="F8-role-only", want=first_event, script=sse([events.role()], end="hang"), upstream=QUICK),
         Fault(
             name="F8-head-only-json",
             want=refused(504, "stream_idle_timeout", "timeout_idle", "closed"),
             script=body([], end="hang"),
+            upstream=QUICK,
             stream=False,
         ),
         Fault(
             name="F8-half-a-body-json",
             want=refused(504, "stream_idle_timeout", "timeout_idle", "closed"),
             script=body([b'{"id":'], end="hang"),
+            upstream=QUICK,
             stream=False,
         ),
         Fault(
@@ -244,7 +247,7 @@ def refusals() -> list[Fault]:
         want = Want(outcome="upstream_failed", status=status, results=(result,))
         rows.append(
             Fault(
-                name=f"F{24 if status == 429 else 26 if status in (503, 529) else 25}-{status}",
+                name=f"{number}-{status}",
                 want=want,
                 script=error_answer(status, headers=[("Retry-After", "7")]),
                 also=is_their_error,

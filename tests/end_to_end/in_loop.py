@@ -49,9 +49,7 @@ class RelayInLoop(RelayProcess):
 
 
 @asynccontextmanager
-async def relay_in_loop(
-    config: Mapping[str, Any], directory: Path, *, is_quiet: bool = True, **options: Any
-) -> AsyncIterator[RelayInLoop]:
+async def relay_in_loop(config: Mapping[str, Any], directory: Path, *, is_quiet: bool = True, **options: Any) -> AsyncIterator[RelayInLoop]:
     """Run a relay in this loop."""
     relay = await RelayInLoop(config, directory, **options).start()
     try:

@@ -31,6 +31,7 @@ async def port(upstream: ScriptedUpstream, tmp_path: Path, monkeypatch: pytest.M
     """The port of a relay in this process whose patience with clients is short."""
     monkeypatch.setattr(listener, "FIRST_REQUEST_SECONDS", FIRST_REQUEST_SECONDS)
     monkeypatch.setattr(upload, "GAP_SECONDS", GAP_SECONDS)
+    monkeypatch.setattr(listener, "LINGER_SECONDS", 0.1)
     upstream.answers(scripts.json_answer(ANSWER))
     file = tmp_path / "relay.yaml"
     lines = [

@@ -33,7 +33,7 @@ async def bed(shared_relay_with: RelayWith, shared_upstream: ScriptedUpstream) -
     config = {"upstreams": upstreams, "routes": {"*": "mine/*", "smile: ☺": "mine/smile"}}
     bed = Bed(await shared_relay_with(config), shared_upstream)
     yield bed
-    await bed.relay.assert_identities()
+    await bed.settle_accounts()
 
 
 async def fails(bed: Bed, model: str, wanted: Refusal, *, stream: bool = False, attempts: int = 1) -> None:
@@ -109,7 +109,7 @@ async def guarded(shared_relay_with: RelayWith, shared_upstream: ScriptedUpstrea
     routes = {f"{name}/*": f"{name}/*" for name in upstreams} | {"still-serving": "mine/still-serving"}
     bed = Bed(await shared_relay_with({"upstreams": upstreams, "routes": routes}), shared_upstream)
     yield bed
-    await bed.relay.assert_identities()
+    await bed.settle_accounts()
 
 
 @pytest.mark.parametrize("number", range(len(FORBIDDEN_HOSTS)), ids=list(FORBIDDEN_HOSTS))
@@ -160,7 +160,9 @@ async def test_a38_error_event_of_the_relay_is_one_event_and_nothing_follows_it(
     assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == "upstream_truncated"
 
 
-@pytest.mark.parametrize("text", ["\n\ndata: [DONE]\n\n", "\r\rdata: [DONE]\r\r", "\u2028data: [DONE]", '"}}\n\ndata: [DONE]\n\n', "\x00\x85"])
+@pytest.mark.parametrize(
+    "text", ["\n\ndata: [DONE]\n\n", "\r\rdata: [DONE]\r\r", "\u2028data: [DONE]", '"}}\n\ndata: [DONE]\n\n', "\x00\x85"]
+)
 async def test_a38_text_of_an_upstreams_error_forges_nothing(bed: Bed, text: str) -> None:
     bed.upstream.route("error-first", scripts.sse([events.error(text, type=text, message=text)]))
     first = await bed.send(CHAT, {"model": "error-first", "stream": True})
@@ -259,7 +261,9 @@ async def test_a40_reason_phrase_is_never_passed_on(bed: Bed, line: bytes) -> No
 async def test_a40_interim_answers_are_taken_in_small_numbers_and_leave_nothing_behind(bed: Bed) -> None:
     interim = b"HTTP/1.1 103 Early Hints\r\nLink: <evil>\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n"
     interim = interim.replace(b"Content-Length: 3\r\n", b"")
-    bed.upstream.route("interim", scripts.raw(interim * 3 + b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n" + LENGTH + b"\r\n" + BODY))
+    bed.upstream.route(
+        "interim", scripts.raw(interim * 3 + b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n" + LENGTH + b"\r\n" + BODY)
+    )
     answer = await bed.send(CHAT, {"model": "interim"})
     assert (answer.status, answer.json(), answer.interim, answer.header("link")) == (200, ANSWER, [], None)
 
@@ -294,7 +298,9 @@ async def test_a41_encoded_answer_passes_as_it_came_and_is_never_unpacked(bed: B
 # A malformed body.
 
 
-@pytest.mark.parametrize("garbage", [b"zz\r\nevil\r\n", b"-5\r\nevil\r\n", b"5\r\nevilevilevil\r\n", b"fffffffffffffffffff\r\nevil", b"\r\n\r\n"])
+@pytest.mark.parametrize(
+    "garbage", [b"zz\r\nevil\r\n", b"-5\r\nevil\r\n", b"5\r\nevilevilevil\r\n", b"fffffffffffffffffff\r\nevil", b"\r\n\r\n"]
+)
 async def test_malformed_chunk_after_good_ones_ends_the_stream_at_once_with_the_good_ones_delivered(bed: Bed, garbage: bytes) -> None:
     """A conventional relay leaves the client hanging here: its parser reports the error to nobody."""
     good = [events.role(), events.content("one"), events.content("two")]

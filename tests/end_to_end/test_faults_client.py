@@ -11,7 +11,7 @@ from typing import Literal
 import pytest
 
 from tests.conftest import RelayWith
-from tests.end_to_end.fault_bed import Bed, Connection, Fault, Seen, Talk, Want, made
+from tests.end_to_end.fault_bed import QUICK, Bed, Connection, Fault, Seen, Talk, Want, made
 from tests.fakes import events
 from tests.fakes.client import RawClient, Response
 from tests.fakes.ports import swallowing_port
@@ -21,8 +21,6 @@ from tests.fakes.upstream import Peer
 Leave = Literal["fin", "rst", "half-close"]
 LEAVES: tuple[Leave, ...] = ("fin", "rst", "half-close")
 START = [events.role(), events.content("Hel"), events.content("lo")]
-PATIENT = {"timeouts": {"first_token": "8s", "between_tokens": "8s", "total": "9s"}}
-"""The relay itself must not end these before the client does."""
 FLOOD_BYTES = 64 * 2**20
 BUFFERED_BYTES = 16 * 2**20
 """What may lie in all the buffers of three processes' sockets and of the relay; far less than what the upstream would send."""
@@ -69,7 +67,7 @@ def leaving(how: Leave, *, after: bytes | None = None) -> Talk:
 
 def gone(swallowing: int) -> list[Fault]:
     """F32 to F34: the client leaves in each phase."""
-    nowhere = {"base_url": f"http://127.0.0.1:{swallowing}/v1", "timeouts": {"connect": "8s", "first_token": "8s"}}
+    nowhere = {"base_url": f"http://127.0.0.1:{swallowing}/v1", "timeouts": {"connect": "8s"}}
     waiting: list[tuple[str, Script, bool]] = [
         ("head-stream", hang(), True),
         ("head-json", hang(), False),
@@ -90,11 +88,11 @@ def gone(swallowing: int) -> list[Fault]:
         name = f"{early}-{how}-connecting"
         rows.append(Fault(name=name, want=connecting, upstream=nowhere, talk=leaving(how), also=in_phase("connect")))
         for what, script, stream in waiting:
-            row = Fault(name=f"{early}-{how}-{what}", want=left("closed"), script=script, stream=stream, upstream=PATIENT)
+            row = Fault(name=f"{early}-{how}-{what}", want=left("closed"), script=script, stream=stream)
             rows.append(replace(row, talk=leaving(how), also=in_phase("wait")))
         for what, script, version in streaming:
             want = left("closed", logged_status=200)
-            row = Fault(name=f"{late}-{how}-{what}", want=want, script=script, version=version, upstream=PATIENT)
+            row = Fault(name=f"{late}-{how}-{what}", want=want, script=script, version=version)
             rows.append(replace(row, talk=leaving(how, after=b"lo"), also=in_phase("stream")))
     return rows
 
@@ -109,7 +107,7 @@ def in_phase(phase: str) -> Callable[[Seen], None]:
 def stalled() -> list[Fault]:
     """F35: the client stops reading; one that reads slowly is none of those."""
     want = Want(outcome="client_stalled", status=None, logged_status=200, results=("cancelled",), connection="closed")
-    events_row = Fault(name="F35-stream", want=want, script=flood(EVENT_STREAM), talk=reading_nothing, also=was_bounded)
+    events_row = Fault(name="F35-stream", want=want, script=flood(EVENT_STREAM), upstream=QUICK, talk=reading_nothing, also=was_bounded)
     slowly = Want(outcome="complete", status=200, connection="free")
     slow_events = [events.role(), *[events.content("x" * 20_000)] * 100, events.DONE]
     slow_want = replace(slowly, body=b"".join(slow_events))
@@ -117,7 +115,7 @@ def stalled() -> list[Fault]:
         events_row,
         replace(events_row, name="F35-http10", version="HTTP/1.0"),
         replace(events_row, name="F35-download", script=flood([("Content-Type", "audio/mpeg")]), path="/v1/audio/speech", stream=False),
-        Fault(name="F35-slow-reader", want=slow_want, script=sse(slow_events), talk=reading_slowly),
+        Fault(name="F35-slow-reader", want=slow_want, script=sse(slow_events), upstream=QUICK, talk=reading_slowly),
     ]
 
 

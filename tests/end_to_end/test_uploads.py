@@ -17,7 +17,7 @@ from tests.fakes.upstream import Peer, ScriptedUpstream
 MIB = 2**20
 FLAT_BYTES = 16 * MIB
 """How much the relay may grow while 64 MiB pass."""
-FIRST_TOKEN_SECONDS = 2.0
+FIRST_TOKEN_SECONDS = 1.0
 FORM = ("Content-Type", "multipart/form-data; boundary=b")
 
 
@@ -203,7 +203,7 @@ async def test_upload_whose_client_pauses_longer_than_first_token_is_no_fault_of
     async with await relay.connect() as client:
         await client.request("POST", path, [FORM, ("Content-Length", "10")])
         await client.send(b"12345")
-        await asyncio.sleep(FIRST_TOKEN_SECONDS + 0.3)
+        await asyncio.sleep(FIRST_TOKEN_SECONDS + 0.2)
         await client.send(b"67890")
         assert (await client.read_response()).status == 200
     assert shared_upstream.of(path)[0].body == b"1234567890"

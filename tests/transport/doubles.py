@@ -1,6 +1,7 @@
 """Stand-ins for what transports, pools and exchanges are to the machines under test: no sockets, everything written down."""
 
 import asyncio
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -52,6 +53,9 @@ class FakeTransport(asyncio.Transport):
 class FakeSocket:
     """Takes note of the options that are set."""
 
+    family = socket.AF_UNIX
+    """Not TCP, so that nobody sets TCP's options."""
+
     def __init__(self) -> None:
         self.options: list[tuple[int, int, bytes]] = []
 
@@ -95,6 +99,7 @@ class RecordingReceiver:
     def __init__(self, *, takes_switch: bool = False) -> None:
         self.log: list[Any] = []
         self.heads: list[ResponseHead] = []
+        self.crashes: list[Exception] = []
         self.ends: list[tuple[BodyEnd, bool]] = []
         self.relay: RecordingFeed | None = None
         self.switched: list[tuple[ResponseHead, bytes]] = []
@@ -117,6 +122,9 @@ class RecordingReceiver:
         assert not self.ends, "told of its end twice"
         self.ends.append((how, anything))
         self.log.append(("end", how))
+
+    def crash(self, error: Exception) -> None:
+        self.crashes.append(error)
 
     @property
     def body(self) -> bytes:

@@ -352,6 +352,21 @@ async def test_a_receiver_that_closes_in_its_head_gets_nothing_more() -> None:
     assert not bed.is_kept
 
 
+async def test_a_bug_of_the_receiver_is_told_to_it_and_closes_the_connection() -> None:
+    """F46."""
+
+    def fail() -> None:
+        raise KeyError("a bug")
+
+    bed = Bed()
+    bed.receiver.on_head = fail
+    receiver = bed.feed(CHUNKED)
+    assert [type(error) for error in receiver.crashes] == [KeyError]
+    assert (receiver.body, receiver.ends) == (b"", [])
+    assert bed.transport.is_aborted
+    assert not bed.is_kept
+
+
 async def test_pause_and_resume_reach_the_transport_once_and_never_a_closed_one() -> None:
     bed = Bed()
     bed.connection.pause()

@@ -14,7 +14,7 @@ from relay.transport.upload import WIRE_FLOOR, WIRE_RATIO, BodyReader, StreamedU
 class FakePayload:
     """A body that comes in pieces; `None` is a piece that never comes."""
 
-    def __init__(self, *pieces: bytes | None | Exception, is_here: bool = False) -> None:
+    def __init__(self, *pieces: bytes | Exception | None, is_here: bool = False) -> None:
         self._pieces = list(pieces)
         self._is_here = is_here
 
@@ -81,7 +81,7 @@ class FakeCall:
     def close(self, receiver: object) -> None: ...
 
 
-def reader(*pieces: bytes | None | Exception, wire: FakeWire | None = None, asks_first: bool = False, is_here: bool = False) -> BodyReader:
+def reader(*pieces: bytes | Exception | None, wire: FakeWire | None = None, asks_first: bool = False, is_here: bool = False) -> BodyReader:
     return BodyReader(FakePayload(*pieces, is_here=is_here), wire or FakeWire(), asks_first=asks_first)
 
 
