@@ -6,7 +6,7 @@ waits for nothing.
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic, time
 from typing import Protocol
 from urllib.parse import unquote
@@ -137,29 +137,33 @@ class Gateway:
     async def serve(self, arrival: Arrival, client: Client) -> None:
         """Answer one request. Raises CancelledError when the client leaves, nothing else."""
         self._observer.began()
+        begun_at = monotonic()
+        key: Key | None = None
         exchange: Exchange | None = None
         try:
             if self.is_draining:
                 raise Draining
             snapshot = self.snapshot
-            request, upload = await self._receive(arrival, snapshot)
+            operation = self._look(arrival)
+            key = self._authenticate(snapshot, arrival)
+            request, upload = await self._receive(arrival, snapshot, operation, key)
             exchange = Exchange(request=request)
             await self._serve(exchange, snapshot, arrival, client, upload)
         except RelayError as error:
-            exchange = exchange or self._unread(arrival)
+            exchange = exchange or self._unread(arrival, key, begun_at)
             self._refuse(exchange, client, error)
         except asyncio.CancelledError:
-            exchange = exchange or self._unread(arrival)
+            exchange = exchange or self._unread(arrival, key, begun_at)
             if exchange.outcome is None:
                 exchange.outcome = _outcome_of_leaving(client)
             raise
         except Exception as error:  # the last line: a bug ends one exchange, never the process
-            exchange = exchange or self._unread(arrival)
+            exchange = exchange or self._unread(arrival, key, begun_at)
             self._observer.crashed(exchange, error)
             exchange.outcome = None
             self._refuse(exchange, client, InternalError())
         finally:
-            self._finish(exchange or self._unread(arrival), client)
+            self._finish(exchange or self._unread(arrival, key, begun_at), client)
 
     async def _serve(self, exchange: Exchange, snapshot: Snapshot, arrival: Arrival, client: Client, upload: Upload | None) -> None:
         request = exchange.request
@@ -185,15 +189,18 @@ class Gateway:
 
     # The request
 
-    async def _receive(self, arrival: Arrival, snapshot: Snapshot) -> tuple[ClientRequest, Upload | None]:
-        """Check and read what has to be known before routing. Raises ClientError."""
+    def _look(self, arrival: Arrival) -> Operation:
+        """Tell what is asked for. Raises ClientError for what is refused whoever asks."""
         if arrival.fault is not None:
             raise arrival.fault
         check_path(arrival.path)
         operation = operation_of(arrival.method, arrival.path)
-        if operation is Operation.REALTIME and not arrival.is_websocket:
-            operation = Operation.OTHER
-        key = self._authenticate(snapshot, arrival)
+        return Operation.OTHER if operation is Operation.REALTIME and not arrival.is_websocket else operation
+
+    async def _receive(
+        self, arrival: Arrival, snapshot: Snapshot, operation: Operation, key: Key | None
+    ) -> tuple[ClientRequest, Upload | None]:
+        """Read what has to be known before routing. Raises ClientError."""
         if operation is Operation.MODELS:
             return self._request(arrival, operation, key), None
         if operation not in JSON_OPERATIONS:
@@ -205,7 +212,9 @@ class Gateway:
 
     async def _opaque(self, arrival: Arrival, operation: Operation, key: Key | None) -> tuple[ClientRequest, Upload | None]:
         """Look for the model of a body that is not ours to read, without holding more than a peek of it."""
-        model = query_value(arrival.query, "model")
+        # A key that may not use everything must not choose its route by a name that the body then contradicts.
+        is_free = key is None or key.routes is None or not arrival.has_body
+        model = query_value(arrival.query, "model") if is_free else None
         first, is_whole = b"", not arrival.has_body
         length = arrival.content_length
         if arrival.has_body and _is_plain_json(arrival.headers) and (length is None or length <= PEEK_BYTES):
@@ -242,9 +251,10 @@ class Gateway:
             is_stream=body is not None and body.stream,
         )
 
-    def _unread(self, arrival: Arrival) -> Exchange:
+    def _unread(self, arrival: Arrival, key: Key | None, begun_at: float) -> Exchange:
         """Return the record of a request that was refused, or whose client left, before it was read."""
-        return Exchange(request=self._request(arrival, operation_of(arrival.method, arrival.path), None))
+        request = self._request(arrival, operation_of(arrival.method, arrival.path), key)
+        return Exchange(request=replace(request, received_at=begun_at))
 
     def _authenticate(self, snapshot: Snapshot, arrival: Arrival) -> Key | None:
         try:
@@ -276,7 +286,7 @@ class Gateway:
             raise ClientError("unknown_id")
         if request.body is not None:
             return snapshot.router.plan(request.model, request.key, pinned=owner.upstream)
-        return snapshot.router.pinned(owner.route, owner.upstream)
+        return snapshot.router.pinned(owner.route, owner.upstream, request.key)
 
     async def _list_models(self, exchange: Exchange, snapshot: Snapshot, client: Client) -> None:
         request = exchange.request

@@ -79,7 +79,9 @@ def whole(*, is_json: bool = True, is_close_delimited: bool = False, budget: Hol
     [(Operation.CHAT, CHAT, CHAT.index(b"data: [DONE]\n") + 13), (Operation.RESPONSES, RESPONSES, len(RESPONSES))],
     ids=["chat", "responses"],
 )
-def test_a_stream_cut_at_any_byte_is_never_a_success_before_its_terminator(operation: Operation, body: bytes, proof: int, how: BodyEnd) -> None:
+def test_a_stream_cut_at_any_byte_is_never_a_success_before_its_terminator(
+    operation: Operation, body: bytes, proof: int, how: BodyEnd
+) -> None:
     for cut in range(len(body) + 1):
         port, relay, _ = events(operation)
         if cut:

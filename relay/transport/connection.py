@@ -313,7 +313,10 @@ class Connection(asyncio.Protocol):
             case b"content-length":
                 self._content_length = int(value)
             case b"transfer-encoding":
-                self._is_chunked = value.strip().lower().endswith(b"chunked")
+                if value.strip().lower() != b"chunked":
+                    # Another coding would reach the client without the header that names it.
+                    raise ValueError("a transfer coding that was not offered")
+                self._is_chunked = True
             case b"content-type":
                 self._content_type = value.split(b";", 1)[0].strip().lower()
             case b"content-encoding":

@@ -32,15 +32,28 @@ METADATA: Final = frozenset({"100.100.100.200", "192.0.0.192", "fd00:ec2::254"})
 class Dialer:
     """Opens connections to one upstream."""
 
-    __slots__ = ("_addresses", "_ca_file", "_context", "_host", "_is_private_allowed", "_is_tls", "_port", "_proxy", "_resolved_at")
+    __slots__ = (
+        "_addresses",
+        "_ca_file",
+        "_context",
+        "_contexts",
+        "_host",
+        "_is_private_allowed",
+        "_is_tls",
+        "_port",
+        "_proxy",
+        "_resolved_at",
+    )
 
-    def __init__(self, upstream: Upstream) -> None:
+    def __init__(self, upstream: Upstream, contexts: dict[str | None, ssl.SSLContext]) -> None:
+        """Dial `upstream`; `contexts` are shared by all dialers, since each holds every root certificate (by CA file)."""
         parts = urlsplit(upstream.base_url)
         assert parts.hostname is not None
         self._host = parts.hostname
         self._is_tls = parts.scheme == "https"
         self._port = parts.port or (443 if self._is_tls else 80)
         self._ca_file = upstream.ca_file
+        self._contexts = contexts
         self._context: ssl.SSLContext | None = None
         self._proxy = urlsplit(upstream.proxy) if upstream.proxy else None
         self._is_private_allowed = upstream.allow_private or names_private(self._host)
@@ -52,7 +65,8 @@ class Dialer:
         connection = Connection(home)
         try:
             if self._is_tls and self._context is None:
-                self._context = _tls_context(self._ca_file)
+                self._context = self._contexts.get(self._ca_file) or _tls_context(self._ca_file)
+                self._contexts[self._ca_file] = self._context
             async with asyncio.timeout(seconds):
                 await self._open(connection)
         except TimeoutError:

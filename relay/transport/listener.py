@@ -9,6 +9,7 @@ new aiohttp moves one of them.
 import asyncio
 import logging
 import select
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -28,7 +29,7 @@ PROBE_SECONDS: Final = 0.2
 WRITE_BUFFER: Final = 64 * 2**10
 MAX_HEADERS: Final = 100
 MAX_LINE: Final = 8190
-_HUNG_UP: Final = getattr(select, "POLLRDHUP", 0)
+_HUNG_UP: Final = select.POLLRDHUP if sys.platform == "linux" else 0
 """Errors and hang-ups are always reported; a FIN alone only where the system knows this flag (Linux)."""
 
 

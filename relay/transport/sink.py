@@ -139,7 +139,7 @@ class ClientSink:
         """Send the filtered response head of an upstream together with `first`."""
         lines = [b"%b: %b" % pair for pair in headers_down(head.headers)]
         lines += [b"%b: %b" % pair for pair in self._relay_headers(exchange, head)]
-        framing = self._frame(head)
+        framing = self._frame(head, is_stream=exchange.request.is_stream)
         if framing is not None:
             lines.append(framing)
         data = self._head_bytes(head.status, lines)
@@ -206,15 +206,16 @@ class ClientSink:
                 lines.append((b"cache-control", b"no-cache"))
         return lines
 
-    def _frame(self, head: ResponseHead) -> bytes | None:
+    def _frame(self, head: ResponseHead, *, is_stream: bool) -> bytes | None:
         """Choose the answer's framing: events are always chunked, other bodies keep their length."""
+        may_be_events = head.is_event_stream or (is_stream and head.content_type in (b"", b"text/plain"))
         if self._is_head:
             self.write = self._write_nothing
             return b"Content-Length: %d" % head.content_length if head.content_length is not None else None
         if head.status in NO_BODY:
             self.write = self._write_nothing
             return None
-        if head.content_length is not None and head.framing is Framing.LENGTH and not head.is_event_stream:
+        if head.content_length is not None and head.framing is Framing.LENGTH and not may_be_events:
             return b"Content-Length: %d" % head.content_length
         if self._has_chunks:
             self._is_chunked = True

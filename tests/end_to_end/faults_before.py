@@ -236,14 +236,8 @@ def refusals() -> list[Fault]:
     rows.append(
         Fault(name="F23-402", want=refused(503, "upstream_quota", "http_402", "free"), script=error_answer(402), also=has_retry_after)
     )
-    for status, result in (
-        (429, "http_429"),
-        (500, "http_5xx"),
-        (502, "http_5xx"),
-        (503, "http_5xx"),
-        (504, "http_5xx"),
-        (529, "http_5xx"),
-    ):
+    for number, status in FAILING:
+        result = "http_429" if status == 429 else "http_5xx"
         want = Want(outcome="upstream_failed", status=status, results=(result,))
         rows.append(
             Fault(

@@ -4,15 +4,21 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from relay import app
+from relay.stream import HoldBudget
 from tests.conftest import RelayWith
 from tests.end_to_end.fault_bed import Bed, Fault, Seen, Want, made
 from tests.end_to_end.fault_wants import ANSWER_BYTES, complete, cut, refused
+from tests.end_to_end.in_loop import relay_in_loop
 from tests.fakes import events
 from tests.fakes.client import RawClient, Response
+from tests.fakes.relay import config_for
 from tests.fakes.scripts import EVENT_STREAM, BodyFraming, Script, body, sse
+from tests.fakes.upstream import ScriptedUpstream
 
 HOLD_SECONDS = 2.0
 SLACK_SECONDS = 1.0
@@ -179,3 +185,23 @@ async def test_commit(fault: Fault, bed: Bed) -> None:
     seen = bed.check(fault)
     if seen.response is not None and seen.response.framing == "chunked" and seen.response.status == 200 and fault.stream:
         assert seen.response.header("content-type") == EVENT_STREAM[0][1].encode()
+
+
+@pytest.mark.parametrize(("name", "status", "end"), [("chunked", 200, "complete"), ("close", 200, "cut"), ("text", 502, "complete")])
+async def test_a_relay_that_may_hold_no_more_commits_at_once(
+    name: str, status: int, end: str, upstream: ScriptedUpstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process's budget of held bytes, which no test can fill by honest means: without a copy, only framing proves an end."""
+    scripts = {
+        "chunked": body([ANSWER_BYTES[:30], ANSWER_BYTES[30:]], pause=0.1),
+        "close": body([ANSWER_BYTES[:30], ANSWER_BYTES[30:]], framing="close", pause=0.1),
+        "text": body([b"this is no JSON at all", b"and more of it"], pause=0.1),
+    }
+    monkeypatch.setattr(app, "HoldBudget", lambda: HoldBudget(8))
+    upstream.answers(scripts[name])
+    async with relay_in_loop(config_for(upstream), tmp_path) as relay:
+        response = await relay.post("/v1/chat/completions", {"model": "any"})
+        await relay.assert_identities()
+    assert (response.status, response.end) == (status, end)
+    assert status != 200 or response.body == ANSWER_BYTES
+    assert status == 200 or response.error_code == "upstream_bad_response"

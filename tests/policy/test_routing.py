@@ -125,10 +125,10 @@ def test_a_pinned_request_goes_to_its_upstream_or_nowhere() -> None:
 
 def test_an_object_is_asked_for_on_the_route_that_made_it_without_a_model() -> None:
     plans = router_of(ROUTES)
-    assert resolved(plans.pinned("openai/*", "openai")) == ("openai/*", "openai", None, False)
+    assert resolved(plans.pinned("openai/*", "openai", None)) == ("openai/*", "openai", None, False)
     for route, upstream in (("gone", "openai"), ("openai/*", "mine")):
         with pytest.raises(ClientError) as caught:
-            plans.pinned(route, upstream)
+            plans.pinned(route, upstream, None)
         assert caught.value.code == "unknown_id"
 
 

@@ -46,7 +46,9 @@ async def check(url: str) -> None:
 
 async def _abort(client: openai.AsyncOpenAI, model: str) -> None:
     """Leave a long stream; a server that serves one request at a time is free again at once."""
-    async with await client.chat.completions.create(model=model, messages=MESSAGES, max_tokens=220, stream=True, logit_bias={"2": -100}) as stream:
+    async with await client.chat.completions.create(
+        model=model, messages=MESSAGES, max_tokens=220, stream=True, logit_bias={"2": -100}
+    ) as stream:
         async for _ in stream:
             break
     begun = time.monotonic()

@@ -112,7 +112,7 @@ def resolving_to(*addresses: str) -> Callable[..., object]:
 async def fault_of(upstream: Upstream, seconds: float = 2.0) -> ConnectFault:
     home = FakeHome()
     with pytest.raises(ConnectFailed) as caught:
-        await Dialer(upstream).dial(home, seconds)
+        await Dialer(upstream, {}).dial(home, seconds)
     return caught.value.fault
 
 
@@ -146,7 +146,7 @@ async def test_an_old_answer_serves_while_the_resolver_fails_but_not_for_ever(mo
         calls.append(host)
         raise socket.gaierror(-3, "later")
 
-    dialer = Dialer(Upstream(name="x", base_url="http://localhost:1/v1"))
+    dialer = Dialer(Upstream(name="x", base_url="http://localhost:1/v1"), {})
     monkeypatch.setattr(loop, "getaddrinfo", resolving_to("127.0.0.1"))
     assert len(await dialer._resolve()) == 1
     monkeypatch.setattr(loop, "getaddrinfo", broken)
@@ -202,7 +202,7 @@ async def test_plain_http_where_tls_was_expected_is_a_tls_fault() -> None:
 
 async def test_a_good_certificate_makes_a_connection(authority: Authority) -> None:
     async with ScriptedUpstream(tls=authority.server()) as upstream:
-        connection = await Dialer(Upstream(name="x", base_url=upstream.url, ca_file=str(authority.file))).dial(FakeHome(), 2.0)
+        connection = await Dialer(Upstream(name="x", base_url=upstream.url, ca_file=str(authority.file)), {}).dial(FakeHome(), 2.0)
         assert connection.is_usable
         connection.discard()
         await asyncio.sleep(0.01)
@@ -222,7 +222,7 @@ async def test_who_gives_up_while_connecting_leaves_no_socket_behind() -> None:
 
     server = await asyncio.start_server(accept, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    dialer = Dialer(Upstream(name="x", base_url=f"https://127.0.0.1:{port}/v1"))
+    dialer = Dialer(Upstream(name="x", base_url=f"https://127.0.0.1:{port}/v1"), {})
     task = loop.create_task(dialer.dial(FakeHome(), 5.0))
     async with asyncio.timeout(5.0):
         await begun.wait()
@@ -250,7 +250,7 @@ async def test_a_proxy_is_asked_for_a_tunnel(answer: bytes, is_through: bool) ->
     proxy = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     upstream = Upstream(name="x", base_url="http://api.example.com/v1", proxy=proxy)
     if is_through:
-        connection = await Dialer(upstream).dial(FakeHome(), 2.0)
+        connection = await Dialer(upstream, {}).dial(FakeHome(), 2.0)
         connection.write(b"GET / HTTP/1.1\r\n\r\n")
         await asyncio.sleep(0.05)
         connection.discard()
