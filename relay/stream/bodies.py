@@ -67,9 +67,7 @@ class WholeRelay:
                 self._drop()
             return
         if not self._is_committed:
-            self._commit()
-            if not self._is_over:
-                self._port.write(data)
+            self._commit(data)
         self._drop()
 
     def _drop(self) -> None:
@@ -83,8 +81,8 @@ class WholeRelay:
         if not self._is_committed and not self._is_over:
             self._commit()
 
-    def _commit(self) -> None:
-        first = b"".join(self._held)
+    def _commit(self, more: bytes = b"") -> None:
+        first = b"".join(self._held) + more
         # Blank lines may come for minutes before an answer (DeepSeek under load): they tell nothing yet.
         error = None if not first or first.isspace() else self._unusable(first)
         if error is not None:

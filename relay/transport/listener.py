@@ -24,7 +24,7 @@ FIRST_REQUEST_SECONDS: Final = 15.0
 IDLE_SECONDS: Final = 75.0
 """Longer than the idle time of the usual load balancers, so that they close first."""
 LINGER_SECONDS: Final = 1.0
-PROBE_SECONDS: Final = 0.2
+PROBE_SECONDS: Final = 0.1
 """Between two looks at a client that is not being read from: it must be noticed within 250 ms of leaving."""
 WRITE_BUFFER: Final = 64 * 2**10
 MAX_HEADERS: Final = 100

@@ -17,13 +17,13 @@ from tests.fakes.upstream import Peer, ScriptedUpstream
 MIB = 2**20
 FLAT_BYTES = 16 * MIB
 """How much the relay may grow while 64 MiB pass."""
-FIRST_TOKEN_SECONDS = 1.0
+FIRST_TOKEN_SECONDS = 1.5
 FORM = ("Content-Type", "multipart/form-data; boundary=b")
 
 
 @pytest.fixture(scope="module")
 async def relay(shared_relay_with: RelayWith, shared_upstream: ScriptedUpstream) -> RelayProcess:
-    timeouts = {"connect": "1s", "first_token": f"{FIRST_TOKEN_SECONDS:.0f}s", "between_tokens": "5s", "write": "5s", "total": "60s"}
+    timeouts = {"connect": "1s", "first_token": f"{FIRST_TOKEN_SECONDS * 1000:.0f}ms", "between_tokens": "5s", "write": "5s", "total": "60s"}
     return await shared_relay_with(config_for(shared_upstream, timeouts=timeouts))
 
 
@@ -110,7 +110,7 @@ async def test_upload_waits_for_an_upstream_that_does_not_read(relay: RelayProce
 
     async def dawdle(peer: Peer) -> None:
         peer.pause_reading()
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(0.5)
         peer.resume_reading()
         size = len(await peer.body())
         peer.request.body = b""
