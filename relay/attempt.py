@@ -221,7 +221,10 @@ class Attempting:
             return not self._choice.target.upstream.is_passthrough
         return 300 <= status < 400
 
-    def _may_fall_back_on(self, error: UpstreamError) -> bool:
+    def _may_fall_back_on(self, error: UpstreamRefused) -> bool:
+        if error.status in (401, 402, 403) and self._choice.target.upstream.is_passthrough:
+            # The caller's own credential was refused: that is the answer.
+            return False
         return self._may_fall_back and judge(error, is_mapped=self._choice.is_mapped).fall_back
 
     # What the relay asks for
@@ -246,10 +249,6 @@ class Attempting:
         exchange.committed_at = monotonic()
         exchange.status = head.status
         self.write = self._sink.write
-        if self._timeouts.between_tokens < self._timeouts.first_token and self._watchdog is not None:
-            # The timer still stands at the later of the two bounds. Not called from here: a cut must not come in the middle of a commit.
-            self._watchdog.cancel()
-            self._watchdog = self._loop.call_later(0, self._guard, self._watch)
         return True
 
     def content_written(self) -> None:
@@ -313,7 +312,9 @@ class Attempting:
         now = monotonic()
         phase, due = self._deadline(now)
         if now < due:
-            self._watchdog = self._loop.call_later(due - now, self._guard, self._watch)
+            # Looked at this often, no stall is found late, whichever bound holds by then.
+            wait = min(due - now, self._timeouts.between_tokens)
+            self._watchdog = self._loop.call_later(wait, self._guard, self._watch)
             return
         if self._exchange.state is State.COMMITTED and self.relay is not None:
             self.relay.cut(Outcome.UPSTREAM_STALLED, phase.value)
@@ -336,7 +337,8 @@ class Attempting:
         sent_at = attempt.sent_at or attempt.started_at
         if attempt.head is None:
             return Phase.FIRST_TOKEN, sent_at + timeouts.first_token
-        if self._exchange.state is not State.COMMITTED and isinstance(self.relay, EventRelay):
+        is_waiting = self._exchange.state is not State.COMMITTED and isinstance(self.relay, EventRelay)
+        if (is_waiting or attempt.meter.bytes_in == 0) and attempt.head.status != 101:
             return Phase.FIRST_EVENT, sent_at + timeouts.first_token
         if self._sink.is_paused or attempt.head.status == 101:
             # Nobody waits for an upstream while the client takes nothing, or on an open line.

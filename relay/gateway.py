@@ -12,7 +12,7 @@ from typing import Protocol
 from urllib.parse import unquote
 
 from relay.catalog import Catalog
-from relay.config.tree import Config, Key, Upstream
+from relay.config.tree import Config, Key, Timeouts, Upstream
 from relay.dialects.openai import check_path, makes_object, object_id, operation_of
 from relay.errors import ClientError, Draining, ErrorAnswer, InternalError, Overloaded, RelayError, error_answer
 from relay.exchange import (
@@ -74,11 +74,11 @@ class Arrival(Protocol):
     fault: ClientError | None
     """Why the request is refused whatever it asks for."""
 
-    async def read(self, limit: int) -> bytes:
-        """Read the whole body. Raises ClientError: request_too_large, request_timeout, amplified_body."""
+    async def read(self, limit: int, seconds: float) -> bytes:
+        """Read the whole body within `seconds`. Raises ClientError: request_too_large, request_timeout, amplified_body."""
 
-    async def read_part(self, limit: int) -> tuple[bytes, bool]:
-        """Read at most about `limit` bytes; also tell whether that was all. Raises ClientError."""
+    async def read_part(self, limit: int, seconds: float) -> tuple[bytes, bool]:
+        """Read at most about `limit` bytes within `seconds`; also tell whether that was all. Raises ClientError."""
 
     def upload(self, first: bytes) -> Upload:
         """Return what streams `first` and the rest of the body."""
@@ -108,6 +108,11 @@ class Snapshot:
     router: Router
     providers: dict[str, OpenAIProvider]
     catalog: Catalog
+
+    @property
+    def total_seconds(self) -> float:
+        """The longest that any route lets a request take: what a body may take before its route is known."""
+        return max((route.timeouts.total for route in self.config.routes.values()), default=Timeouts().total)
 
 
 class Gateway:
@@ -204,13 +209,13 @@ class Gateway:
         if operation is Operation.MODELS:
             return self._request(arrival, operation, key), None
         if operation not in JSON_OPERATIONS:
-            return await self._opaque(arrival, operation, key)
+            return await self._opaque(arrival, operation, key, snapshot.total_seconds)
         if header(arrival.headers, b"content-encoding") not in (None, b"identity"):
             raise ClientError("unsupported_encoding")
-        body = parse_body(await arrival.read(snapshot.config.server.max_body))
+        body = parse_body(await arrival.read(snapshot.config.server.max_body, snapshot.total_seconds))
         return self._request(arrival, operation, key, body=body, model=body.model), None
 
-    async def _opaque(self, arrival: Arrival, operation: Operation, key: Key | None) -> tuple[ClientRequest, Upload | None]:
+    async def _opaque(self, arrival: Arrival, operation: Operation, key: Key | None, seconds: float) -> tuple[ClientRequest, Upload | None]:
         """Look for the model of a body that is not ours to read, without holding more than a peek of it."""
         # A key that may not use everything must not choose its route by a name that the body then contradicts.
         is_free = key is None or key.routes is None or not arrival.has_body
@@ -218,7 +223,7 @@ class Gateway:
         first, is_whole = b"", not arrival.has_body
         length = arrival.content_length
         if arrival.has_body and _is_plain_json(arrival.headers) and (length is None or length <= PEEK_BYTES):
-            first, is_whole = await arrival.read_part(PEEK_BYTES)
+            first, is_whole = await arrival.read_part(PEEK_BYTES, seconds)
             if is_whole:
                 model = peek_model(first) or model
         whole = first if is_whole and arrival.has_body else None

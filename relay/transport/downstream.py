@@ -6,6 +6,7 @@ Routing looks at the raw request target and at nothing else: never at `Host` (A8
 import ipaddress
 import re
 from collections.abc import Callable
+from time import monotonic
 from typing import Any, Final
 
 from relay.config.tree import Server
@@ -101,14 +102,16 @@ class HttpArrival:
             raise ClientError("bad_upgrade")
         self.is_websocket = True
 
-    async def read(self, limit: int) -> bytes:
-        """Read the whole body. Raises ClientError."""
+    async def read(self, limit: int, seconds: float) -> bytes:
+        """Read the whole body within `seconds`. Raises ClientError."""
+        self._reader.deadline_at = monotonic() + seconds
         if self.content_length is not None and self.content_length > limit:
             raise ClientError("request_too_large")
         return await self._reader.whole(limit)
 
-    async def read_part(self, limit: int) -> tuple[bytes, bool]:
-        """Read at most about `limit` bytes; also tell whether that was all. Raises ClientError."""
+    async def read_part(self, limit: int, seconds: float) -> tuple[bytes, bool]:
+        """Read at most about `limit` bytes within `seconds`; also tell whether that was all. Raises ClientError."""
+        self._reader.deadline_at = monotonic() + seconds
         return await self._reader.part(limit)
 
     def upload(self, first: bytes) -> StreamedUpload:

@@ -38,7 +38,7 @@ class Payload(Protocol):
 class BodyReader:
     """Reads one request's body within its bounds."""
 
-    __slots__ = ("_asks_first", "_payload", "_read", "_waited", "_wire", "_wire_start", "gap_seconds")
+    __slots__ = ("_asks_first", "_payload", "_read", "_waited", "_wire", "_wire_start", "deadline_at", "gap_seconds")
 
     def __init__(self, payload: Payload, wire: "WireCounter", *, asks_first: bool) -> None:
         """Read `payload`; `asks_first` tells whether the client waits for `100 Continue` (RFC 9110 section 10.1.1)."""
@@ -49,6 +49,8 @@ class BodyReader:
         self._wire_start = wire.wire_bytes
         self._read = 0
         self.gap_seconds = GAP_SECONDS
+        self.deadline_at = float("inf")
+        """When the whole body has to be there."""
 
     async def next(self) -> bytes:
         """Return the next bytes, empty at the end. Raises ClientError: request_timeout, amplified_body, bad_request."""
@@ -60,7 +62,7 @@ class BodyReader:
             return b"" if payload.at_eof() else self._count(payload.read_nowait(-1))
         begun = monotonic()
         try:
-            async with asyncio.timeout(self.gap_seconds):
+            async with asyncio.timeout(min(self.gap_seconds, self.deadline_at - begun)):
                 data = await payload.readany()
         except TimeoutError:
             raise ClientError("request_timeout") from None

@@ -41,8 +41,8 @@ def answers() -> Script:
 
 
 def falls_back(fault: Fault) -> bool:
-    """Whether a row is one that another target mends."""
-    return (fault.want.outcome == "upstream_failed" or fault.upstream.get("api_key") == "passthrough") and not fault.name.startswith(STAYS)
+    """Whether a row is one that another target mends: not the refusal of a credential that is the caller's own."""
+    return fault.want.outcome == "upstream_failed" and not fault.name.startswith(STAYS)
 
 
 def with_second(fault: Fault) -> Fault:

@@ -6,6 +6,8 @@ import signal
 import time
 from typing import Any
 
+import yaml
+
 from tests.conftest import RelayWith
 from tests.fakes.client import RawClient
 from tests.fakes.events import DONE, chat_stream
@@ -131,8 +133,6 @@ async def test_listener_cannot_move_and_that_is_said(relay_with: RelayWith, upst
     answers(upstream, "new")
     relay = await relay_with(named(upstream, "old"))
     moved = {**relay.config, "server": {"listen": "127.0.0.1:1"}, "routes": {"name": "mine/new"}}
-    import yaml
-
     await reload(relay, yaml.safe_dump(moved), result="ok")
     assert any("server.listen" in line.get("message", "") for line in relay.logs("reload", level="warning"))
     assert await answer(relay) == (200, "new")

@@ -23,7 +23,13 @@ FORM = ("Content-Type", "multipart/form-data; boundary=b")
 
 @pytest.fixture(scope="module")
 async def relay(shared_relay_with: RelayWith, shared_upstream: ScriptedUpstream) -> RelayProcess:
-    timeouts = {"connect": "1s", "first_token": f"{FIRST_TOKEN_SECONDS * 1000:.0f}ms", "between_tokens": "5s", "write": "5s", "total": "60s"}
+    timeouts = {
+        "connect": "1s",
+        "first_token": f"{FIRST_TOKEN_SECONDS * 1000:.0f}ms",
+        "between_tokens": "5s",
+        "write": "5s",
+        "total": "60s",
+    }
     return await shared_relay_with(config_for(shared_upstream, timeouts=timeouts))
 
 
