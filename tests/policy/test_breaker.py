@@ -115,7 +115,7 @@ def test_a_rest_is_jittered_and_never_shorter_than_retry_after_up_to_a_minute(ch
     breaker = Breaker()
     fail(breaker, 0.0, 5, chance=chance, at_least=at_least)
     rest = breaker.rest_left(0.0)
-    assert rest >= min(at_least, 60.0)
+    assert min(at_least, 60.0) <= rest <= 60.0
     if at_least <= 8.0:
         assert 10.0 * (1 - JITTER) <= rest <= 10.0
 
@@ -151,6 +151,37 @@ def test_attempts_from_before_the_trip_neither_lengthen_nor_end_the_rest() -> No
             assert not breaker.failed(permit, 2.0, 0.0)
     assert breaker.rest_left(1.0) == rest
     assert (breaker.health(2.0), breaker.trips) == (Health.COOLING, 1)
+
+
+def test_failures_from_before_a_recovery_do_not_count_after_it() -> None:
+    breaker = Breaker()
+    old = [begun(breaker, 0.0) for _ in range(20)]
+    fail(breaker, 0.0, 5)
+    breaker.succeeded(begun(breaker, 10.0), 10.0)
+    assert not any(breaker.failed(permit, 11.0, 0.0) for permit in old)
+    assert not fail(breaker, 12.0, 4)
+    breaker.succeeded(begun(breaker, 12.0), 12.0)
+    for _ in range(14):
+        breaker.succeeded(begun(breaker, 12.0), 12.0)
+    assert not fail(breaker, 12.0), "five of twenty since the recovery; what was before is forgotten"
+
+
+def test_a_recovery_forgets_the_share_of_failures_before_it() -> None:
+    breaker = Breaker()
+    for _ in range(4):
+        fail(breaker, 0.0, 4)
+        breaker.succeeded(begun(breaker, 0.0), 0.0)
+    # Sixteen of twenty, and the last attempt was a success: the next failure would trip.
+    breaker.bring_back(1.0)
+    assert not fail(breaker, 1.0, 4)
+
+
+def test_a_lost_probe_that_is_abandoned_late_leaves_the_next_probe_alone() -> None:
+    breaker = tripped_at(0.0)
+    lost = begun(breaker, 10.0)
+    begun(breaker, 10.0 + PROBE_SECONDS)
+    breaker.abandoned(lost)
+    assert breaker.health(10.0 + PROBE_SECONDS) is Health.PROBING
 
 
 def test_a_forced_attempt_can_bring_a_resting_target_back_but_not_lengthen_its_rest() -> None:

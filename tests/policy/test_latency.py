@@ -33,6 +33,15 @@ def test_memory_stays_bounded_and_the_past_fades() -> None:
     assert histogram.quantile(0.99) < 0.13
 
 
+def test_what_was_seen_once_survives_the_first_halving() -> None:
+    histogram = Histogram()
+    histogram.observe(60.0)
+    for _ in range(FULL - 1):
+        histogram.observe(1.0)
+    assert histogram.total < FULL
+    assert histogram.quantile(1.0) >= 60.0
+
+
 def test_what_is_longer_than_the_last_bin_counts_in_it() -> None:
     histogram = Histogram()
     histogram.observe(1e9)

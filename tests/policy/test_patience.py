@@ -15,6 +15,7 @@ from tests.policy.asking import ask
         (((b"X-Stainless-Timeout", b"60"),), 59.0),
         (((b"X-Stainless-Read-Timeout", b"2.5"),), 2.25),
         (((b"x-stainless-timeout", b"600"), (b"x-stainless-read-timeout", b"30")), 29.0),
+        (((b"x-stainless-read-timeout", b"30"), (b"x-stainless-timeout", b"600")), 29.0),
         ((), inf),
         (((b"x-stainless-read-timeout", b"0"),), inf),
         (((b"x-stainless-read-timeout", b"-5"),), inf),
