@@ -1,22 +1,23 @@
 """One upstream's settings to the origin the relay calls: what its name brings along, its credential, its way out."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from relay.config import models
 from relay.config.addresses import Listen, calls_itself, host_of, is_private, parse_proxy
 from relay.config.problems import Path, closest, did_you_mean
 from relay.config.report import Report
-from relay.config.tree import Kind, Timeouts, Upstream
+from relay.config.routes import merge_timeouts
+from relay.config.tree import HealthCheck, Kind, Secret, Timeouts, Upstream
 from relay.config.values import parse_secret
 from relay.config.variables import read_small_file
-from relay.config.vendors import VENDORS
+from relay.config.vendors import VENDORS, vendor_of
 
 _PASSTHROUGH: Final = "passthrough"
-_NEVER_DEMO: Final = ("base_url", "api_key", "api_key_file", "forward_headers", "ca_file", "proxy", "allow_private", "done_optional")
+_NEVER_DEMO: Final = frozenset(models.Upstream.model_fields) - {"kind", "limits", "timeouts"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,19 +38,25 @@ def build_upstream(name: str, settings: models.Upstream, around: Surroundings, r
     if settings.kind == Kind.DEMO.value:
         for given in sorted(settings.model_fields_set.intersection(_NEVER_DEMO)):
             report.add((*path, given), "has no effect with `kind: demo`; leave it out")
-        return Upstream(name=name, kind=Kind.DEMO, base_url="", allow_private=True, timeouts=timeouts)
+        _check_limits(path, settings, report)
+        demo = Upstream(name=name, kind=Kind.DEMO, base_url="", allow_private=True, timeouts=timeouts)
+        return replace(demo, **_limits(settings.limits))
     base_url = _base_url(name, settings, report)
     if base_url is None:
         return None
     if calls_itself(base_url, around.listen):
         report.add((*path, "base_url"), "this is the address the relay listens on: it would call itself")
     _check_credential(name, settings, base_url, around, report)
-    key = settings.api_key
+    _check_limits(path, settings, report)
+    key = settings.api_keys[0] if settings.api_keys else settings.api_key
     is_passthrough = key is not None and key.reveal() == _PASSTHROUGH
-    return Upstream(
+    if is_passthrough and settings.health is not None:
+        report.add((*path, "health"), "cannot be asked for: with `api_key: passthrough` the relay has no credential of its own")
+    upstream = Upstream(
         name=name,
         base_url=base_url,
         api_key=None if is_passthrough else key,
+        api_keys=tuple(settings.api_keys),
         api_key_file=_file(settings.api_key_file, around.folder),
         is_passthrough=is_passthrough,
         forward_headers=frozenset(settings.forward_headers),
@@ -57,14 +64,21 @@ def build_upstream(name: str, settings: models.Upstream, around: Surroundings, r
         ca_file=_ca_file(path, settings, around.folder, report),
         proxy=settings.proxy or _proxy(path, base_url, around.environ, report),
         done_optional=settings.done_optional,
+        vendor=settings.vendor or vendor_of(name, base_url),
+        health=None if settings.health is None else HealthCheck(path=settings.health.path, every=settings.health.every),
         timeouts=timeouts,
     )
+    return replace(upstream, **_limits(settings.limits))
 
 
-def merge_timeouts(base: Timeouts, given: models.Timeouts) -> Timeouts:
-    """Return `base` with what `given` really says."""
-    own = {name: getattr(given, name) for name in given.model_fields_set}
-    return Timeouts(**{name: own.get(name, getattr(base, name)) for name in models.Timeouts.model_fields})
+def _limits(given: models.Limits) -> dict[str, Any]:
+    return {"concurrency": given.concurrency, "queue_length": given.queue, "queue_seconds": given.queue_wait}
+
+
+def _check_limits(path: Path, settings: models.Upstream, report: Report) -> None:
+    for name in sorted(settings.limits.model_fields_set - {"concurrency"}):
+        if settings.limits.concurrency is None:
+            report.add((*path, "limits", name), "has no effect without `concurrency`")
 
 
 def environment_proxy(base_url: str, environ: Mapping[str, str]) -> str | None:
@@ -94,18 +108,33 @@ def _base_url(name: str, settings: models.Upstream, report: Report) -> str | Non
 def _check_credential(name: str, settings: models.Upstream, base_url: str, around: Surroundings, report: Report) -> None:
     path: Path = ("upstreams", name)
     vendor = VENDORS.get(name)
-    if settings.api_key is not None and settings.api_key_file is not None:
-        report.add((*path, "api_key_file"), "stands beside api_key; keep one of the two")
+    given = [each for each in ("api_key", "api_keys", "api_key_file") if each in settings.model_fields_set]
+    for second in given[1:]:
+        report.add((*path, second), f"stands beside {given[0]}; keep one of the two")
+    _check_several(path, settings, report)
     if settings.api_key_file is not None:
         try:
             parse_secret(read_small_file(around.folder / settings.api_key_file))
         except ValueError as error:
             report.add((*path, "api_key_file"), str(error))
         return
-    if settings.api_key is None and vendor is not None and vendor.variable is not None and settings.base_url is None:
+    has_key = settings.api_key is not None or bool(settings.api_keys)
+    if not given and vendor is not None and vendor.variable is not None and settings.base_url is None:
         report.add(path, f'has no api_key: add `api_key: "${{{vendor.variable}}}"`, or `api_key: passthrough`', at_name=True)
-    if settings.api_key is not None and base_url.startswith("http:") and not is_private(host_of(base_url)) and "." in host_of(base_url):
+    if has_key and base_url.startswith("http:") and not is_private(host_of(base_url)) and "." in host_of(base_url):
         report.warn((*path, "base_url"), "the credential travels over http, unencrypted")
+
+
+def _check_several(path: Path, settings: models.Upstream, report: Report) -> None:
+    if "api_keys" in settings.model_fields_set and not settings.api_keys:
+        report.add((*path, "api_keys"), "is empty")
+    seen: set[Secret] = set()
+    for index, key in enumerate(settings.api_keys):
+        if key.reveal() == _PASSTHROUGH:
+            report.add((*path, "api_keys", index), "passthrough is for `api_key` alone")
+        elif key in seen:
+            report.add((*path, "api_keys", index), "is the same credential as one above")
+        seen.add(key)
 
 
 def _allow_private(path: Path, settings: models.Upstream, base_url: str, report: Report) -> bool:

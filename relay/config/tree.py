@@ -38,9 +38,20 @@ class Timeouts:
 
     connect: float = 5.0
     first_token: float = 120.0
+    first_token_auto: bool = False
+    """Whether `first_token` is learned per target; the number is then what holds until enough is known, and the ceiling."""
     between_tokens: float = 120.0
     write: float = 30.0
     total: float = 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthCheck:
+    """A request that asks an upstream now and then whether it is there."""
+
+    path: str = "/models"
+    """Appended to the base URL."""
+    every: float = 30.0
 
 
 class Kind(Enum):
@@ -59,6 +70,9 @@ class Upstream:
     base_url: str
     """Scheme, host, port and path prefix, without a trailing slash; empty for the demo until it listens."""
     api_key: Secret | None = None
+    """Its credential; of several the first."""
+    api_keys: tuple[Secret, ...] = ()
+    """Its credentials where several were configured, else empty."""
     api_key_file: str | None = None
     """File that holds the credential; read again when it changes."""
     is_passthrough: bool = False
@@ -71,7 +85,20 @@ class Upstream:
     """http://host:port of a proxy reached by CONNECT; None for a direct connection."""
     done_optional: bool = False
     """Quirk: a stream may end after its finish_reason without `[DONE]`."""
+    vendor: str = "openai"
+    """Whose API it is, for the codes and headers of its refusals; one of `vendors.NAMES`."""
+    concurrency: int | None = None
+    """Most requests at once; None for no bound."""
+    queue_length: int = 100
+    """How many more may wait for a place, `queue_seconds` each at most."""
+    queue_seconds: float = 2.0
+    health: HealthCheck | None = None
     timeouts: Timeouts = field(default_factory=Timeouts)
+
+    @property
+    def credentials(self) -> tuple[Secret, ...]:
+        """Return every configured credential, the first to be used first; empty for none, a file's or the caller's own."""
+        return self.api_keys or (() if self.api_key is None else (self.api_key,))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +108,65 @@ class Target:
     upstream: Upstream
     model: str | None
     """The name at the upstream; `*` stands for what the route's wildcard matched; None only for a request without a model."""
+    weight: int = 1
+    """Its share among the targets of a balanced route."""
+    timeouts: Timeouts | None = None
+    """What holds for attempts at it, route and upstream taken in; None where only the route's are known."""
+
+
+class Strategy(Enum):
+    """How a route chooses among its targets; its fallbacks are always tried in order."""
+
+    ORDERED = "ordered"
+    WEIGHTED = "weighted"
+    LEAST_BUSY = "least_busy"
+    FASTEST = "fastest"
+
+
+class AffinityKind(Enum):
+    """What keeps the requests of one conversation together."""
+
+    NONE = "none"
+    PREFIX = "prefix"
+    USER = "user"
+    HEADER = "header"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Affinity:
+    """What requests must have in common to land on the same target, where its prompt cache is."""
+
+    kind: AffinityKind = AffinityKind.NONE
+    header: bytes | None = None
+    """Name of the request header in lower case; for AffinityKind.HEADER only."""
+
+    def __str__(self) -> str:
+        return self.kind.value if self.header is None else f"{self.kind.value}:{self.header.decode('ascii')}"
+
+
+class FallbackCause(Enum):
+    """Refusals of the caller's own request that another model might not share."""
+
+    CONTEXT_LENGTH = "context_length"
+    CONTENT_POLICY = "content_policy"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hedge:
+    """When a backup attempt starts beside a slow first one."""
+
+    after: float | None = None
+    """Seconds without content; None for the learned 95th percentile."""
+    at_most: float = 0.05
+    """Largest share of requests that may cost an attempt more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heartbeat:
+    """Comments for clients that would give up on silence: committed after the grace period, then sent regularly."""
+
+    after: float = 15.0
+    every: float = 15.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +175,21 @@ class Route:
 
     name: str
     targets: tuple[Target, ...]
+    """What `strategy` chooses among."""
     timeouts: Timeouts
+    """`write` and `total` of the whole exchange; the rest for targets that have none of their own."""
+    fallbacks: tuple[Target, ...] = ()
+    """Tried in order when `targets` have failed."""
+    strategy: Strategy = Strategy.ORDERED
+    affinity: Affinity = field(default_factory=Affinity)
+    fallback_on: frozenset[FallbackCause] = frozenset()
+    hedge: Hedge | None = None
+    heartbeat: Heartbeat | None = None
+
+    @property
+    def all_targets(self) -> tuple[Target, ...]:
+        """Return targets and fallbacks, in the order written."""
+        return self.targets + self.fallbacks
 
     @property
     def is_wildcard(self) -> bool:

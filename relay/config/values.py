@@ -10,7 +10,7 @@ from datetime import UTC, date, datetime, time
 from typing import Final
 
 from relay.config.problems import did_you_mean
-from relay.config.tree import Secret
+from relay.config.tree import Affinity, AffinityKind, Secret
 
 MAX_DURATION: Final = 24 * 3600.0
 """A wait longer than a day is no bound."""
@@ -32,9 +32,12 @@ _BYTES: Final[Mapping[str, int]] = {
     "GiB": 2**30,
 }
 _COUNT: Final = re.compile(r"([0-9]{1,12})([kM]?)")
+_SHARE: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,3})?)%")
 _DIGEST: Final = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
 _HEADER_VALUE: Final = re.compile(r"[\x21-\x7e]+")
+_PROBE_PATH: Final = re.compile(r"(?:/[A-Za-z0-9._~:@!$&'()*+,;=-]+)+/?|/")
 
 
 def parse_text(value: object, expected: str = "text") -> str:
@@ -62,6 +65,47 @@ def parse_duration(value: object) -> float:
     return seconds
 
 
+def parse_first_token(value: object) -> float | None:
+    """Return seconds, or None for `auto`: learned from what came before."""
+    if value == "auto":
+        return None
+    try:
+        return parse_duration(value)
+    except ValueError as error:
+        is_number = isinstance(value, str) and value[:1].isdigit()
+        raise ValueError(str(error) if is_number else f"{error}; or auto") from None
+
+
+def parse_hedge_after(value: object) -> float | None:
+    """Return seconds, or None for `p95`: the learned percentile."""
+    if value == "p95":
+        return None
+    try:
+        return parse_duration(value)
+    except ValueError as error:
+        raise ValueError(f"{error}; or p95") from None
+
+
+def parse_hedge_share(value: object) -> float:
+    """Return a part of one: more than none, and at most half of all requests."""
+    expected = "a share such as 5%, at most 50%"
+    found = _SHARE.fullmatch(parse_text(value, expected))
+    if found is None:
+        raise ValueError(f"expected {expected}")
+    share = float(found[1]) / 100
+    if not 0 < share <= 0.5:
+        raise ValueError(f"expected {expected} and more than 0%")
+    return share
+
+
+def parse_probe_pause(value: object) -> float:
+    """Return seconds between two health checks, one second at least."""
+    seconds = parse_duration(value)
+    if seconds < 1:
+        raise ValueError("expected at least 1s: a health check is a request, too")
+    return seconds
+
+
 def parse_size(value: object) -> int:
     """Return bytes, more than zero."""
     expected = "a size such as 512KiB, 32MiB or 256MB"
@@ -86,6 +130,20 @@ def parse_count(value: object) -> int:
     return count
 
 
+def parse_length(value: object) -> int:
+    """Return a whole number, zero included."""
+    return 0 if value == "0" else parse_count(value)
+
+
+def parse_weight(value: object) -> int:
+    """Return a weight from 1 to 1000."""
+    expected = "a weight from 1 to 1000"
+    text = parse_text(value, expected)
+    if not (text.isascii() and text.isdigit() and len(text) <= 4 and 1 <= int(text) <= 1000):
+        raise ValueError(f"expected {expected}")
+    return int(text)
+
+
 def parse_switch(value: object) -> bool:
     """Return true or false, written so: yes, no, on and off mean different things to different readers of YAML."""
     match value:
@@ -108,6 +166,19 @@ def parse_choice(words: Sequence[str]) -> Callable[[object], str]:
         return text
 
     return parse
+
+
+def parse_affinity(value: object) -> Affinity:
+    """Return what requests must have in common; `header:NAME` names a request header."""
+    words = ("none", "prefix", "user")
+    expected = f"one of {', '.join(words)}, header:NAME"
+    text = parse_text(value, expected)
+    kind, colon, header = text.partition(":")
+    if kind == "header" and _HEADER_NAME.fullmatch(header) is not None:
+        return Affinity(kind=AffinityKind.HEADER, header=header.lower().encode("ascii"))
+    if colon or text not in words:
+        raise ValueError(f"expected {expected}{did_you_mean(text, words)}")
+    return Affinity(kind=AffinityKind(text))
 
 
 def parse_secret(value: object) -> Secret:
@@ -139,6 +210,15 @@ def parse_expiry(value: object) -> float:
         return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
         raise ValueError(f"expected {expected}") from None
+
+
+def parse_probe_path(value: object) -> str:
+    """Return a path that is appended to a base URL."""
+    expected = "a path such as /models"
+    text = parse_text(value, expected)
+    if _PROBE_PATH.fullmatch(text) is None or any(segment in (".", "..") for segment in text.split("/")):
+        raise ValueError(f"expected {expected}, appended to base_url")
+    return text
 
 
 def parse_model(value: object) -> str:

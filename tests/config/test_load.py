@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from relay.config import load
-from relay.config.tree import Kind, Metrics, Secret, Server, Timeouts
+from relay.config.tree import FallbackCause, HealthCheck, Heartbeat, Hedge, Kind, Metrics, Secret, Server, Timeouts
 from relay.config.vendors import VENDORS
 from tests.config.loading import ROUTE, UPSTREAM, Loading
 
@@ -39,26 +39,31 @@ def test_shipped_example_loads_without_a_warning_and_names_its_schema(name: str)
 def test_settings_shown_in_the_example_are_the_defaults_it_says_they_are() -> None:
     config = load(str(CONFIG / "relay.example.yaml"), ENVIRON)
     assert config.server == Server()
-    assert config.upstreams["mine"].timeouts == Timeouts()
+    assert config.upstreams["openai"].timeouts == Timeouts()
 
 
 def test_settings_commented_out_in_the_example_are_accepted_too(loading: Loading) -> None:
     (loading.folder / "ca.pem").write_text("-----BEGIN CERTIFICATE-----\n")
-    (loading.folder / "mine").write_text("sk-file\n")
+    (loading.folder / "local").write_text("sk-file\n")
     text = (CONFIG / "relay.example.yaml").read_text()
     text = re.sub(r"^( *)# ([a-z_]+: )", r"\1\2", text, flags=re.MULTILINE)
-    text = text.replace("/etc/ssl/private-ca.pem", "ca.pem").replace("/run/secrets/mine", "mine")
+    text = text.replace("/etc/ssl/private-ca.pem", "ca.pem").replace("/run/secrets/local", "local")
     config = loading.load(text, ENVIRON)
     assert config.server.max_connections == 2000
     assert config.server.cors_origins == ("https://app.example.com",)
     assert config.server.trusted_proxies == ("10.0.0.0/8",)
     assert config.metrics == Metrics(host="127.0.0.1", port=9464)
-    mine = config.upstreams["mine"]
-    assert mine.forward_headers == {b"x-team"}
-    assert mine.proxy == "http://proxy:3128"
-    assert mine.ca_file == str(loading.folder / "ca.pem")
-    assert mine.api_key_file == str(loading.folder / "mine")
-    assert mine.api_key is None
+    local = config.upstreams["local"]
+    assert local.forward_headers == {b"x-team"}
+    assert local.proxy == "http://proxy:3128"
+    assert local.ca_file == str(loading.folder / "ca.pem")
+    assert local.api_key_file == str(loading.folder / "local")
+    assert local.api_key is None
+    assert local.vendor == "ollama"
+    assert config.upstreams["openai"].health == HealthCheck()
+    smart = config.routes["smart"]
+    assert smart.fallback_on == set(FallbackCause)
+    assert (smart.hedge, smart.heartbeat) == (Hedge(), Heartbeat())
 
 
 def test_words_that_every_example_relies_on(loading: Loading) -> None:
