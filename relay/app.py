@@ -86,7 +86,11 @@ class App:
         self._gateway: Gateway | None = None
         self._sockets: list[socket.socket] = []
         self._servers: list[tuple[RelayServer, asyncio.Server]] = []
+        """The API's first, then the one that only tells about the process, which stays open while streams finish."""
         self._stopping = asyncio.Event()
+        self._is_hurried = False
+        self._is_reloading = False
+        self._is_reload_wanted = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> str:
@@ -103,11 +107,12 @@ class App:
             make_id=lambda: secrets.token_hex(16),
         )
         pages: dict[str, Page] = {"/": self._root_page, "/healthz": self._health_page, "/readyz": self._ready_page}
-        if config.metrics.host is None:
+        own = None if config.metrics.host is None else _listen(config.metrics.host, config.metrics.port)
+        if own is None:
             pages["/metrics"] = self._metrics_page
-        else:
-            await self._serve(_listen(config.metrics.host, config.metrics.port), {"/metrics": self._metrics_page}, config.server)
-        await self._serve(sock, pages, config.server)
+        await self._serve(sock, pages, config.server, is_api=True)
+        if own is not None:
+            await self._serve(own, {**pages, "/metrics": self._metrics_page}, config.server, is_api=False)
         self._metrics.loaded(is_good=True, unix_time=time())
         for warning in config.warnings:
             self._log.warning("configuration", message=warning)
@@ -115,9 +120,9 @@ class App:
         host, port = sock.getsockname()[:2]
         return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
-    async def _serve(self, sock: socket.socket, pages: dict[str, Page], settings: Server) -> None:
+    async def _serve(self, sock: socket.socket, pages: dict[str, Page], settings: Server, *, is_api: bool) -> None:
         assert self._gateway is not None
-        downstream = Downstream(self._gateway, settings, pages)
+        downstream = Downstream(self._gateway, settings, pages, is_api=is_api)
         server = RelayServer(_handler(downstream), max_connections=_max_connections(settings), on_failure=self._on_failure)
         listener = await asyncio.get_running_loop().create_server(server, sock=sock, backlog=BACKLOG)
         self._servers.append((server, listener))
@@ -172,8 +177,7 @@ class App:
 
     def stop(self) -> None:
         """Begin to drain; a second call ends everything at once."""
-        if self._stopping.is_set():
-            self._running.cut_all(Outcome.DRAINED, "server_shutting_down")
+        self._is_hurried = self._stopping.is_set()
         self._stopping.set()
 
     def reload(self) -> None:
@@ -181,22 +185,33 @@ class App:
         if self._reload is None:
             self._log.warning("reload", message="there is no configuration file to read again")
             return
-        self._spawn(self._reload_now(self._reload))
+        self._is_reload_wanted = True
+        if not self._is_reloading:
+            self._is_reloading = True
+            self._spawn(self._reload_all(self._reload))
+
+    async def _reload_all(self, reload: Reload) -> None:
+        """Reload until nobody asked again meanwhile: one at a time, so that the newest file wins."""
+        while self._is_reload_wanted:
+            self._is_reload_wanted = False
+            await self._reload_now(reload)
+        self._is_reloading = False
 
     async def _reload_now(self, reload: Reload) -> None:
         assert self._gateway is not None
         try:
             config = await asyncio.to_thread(reload)
+            await self._start_demo(config)
+            snapshot = self._snapshot(config)
         except Exception as error:  # whatever is wrong with the new file, the old configuration stays
             self._metrics.loaded(is_good=False, unix_time=time())
             self._log.error("reload", message=str(error), result="refused")
             return
-        await self._start_demo(config)
         if (config.server.host, config.server.port) != (self._config.server.host, self._config.server.port):
             self._log.warning("reload", message="server.listen cannot change while the relay runs; restart it")
         self._config = config
         self._metrics.know(config)
-        self._gateway.snapshot = self._snapshot(config)
+        self._gateway.snapshot = snapshot
         self._metrics.loaded(is_good=True, unix_time=time())
         self._log.info("reload", result="ok", routes=len(config.routes), upstreams=len(config.upstreams))
 
@@ -205,18 +220,18 @@ class App:
         await self._stopping.wait()
         assert self._gateway is not None
         self._gateway.is_draining = True
-        for server, listener in self._servers:
-            listener.close()
-            server.pre_shutdown()
-        await self._idle_for(self._config.server.drain)
+        server, listener = self._servers[0]
+        listener.close()
+        server.retire()
+        await self._idle_for(self._config.server.drain, lambda: self._is_hurried)
         self._running.cut_all(Outcome.DRAINED, "server_shutting_down")
-        await self._idle_for(FAST_EXIT_SECONDS)
+        await self._idle_for(FAST_EXIT_SECONDS, lambda: False)
 
-    async def _idle_for(self, seconds: float) -> None:
-        """Wait until nothing is in flight, at most `seconds`, or until everything was cut."""
+    async def _idle_for(self, seconds: float, is_enough: Callable[[], bool]) -> None:
+        """Wait until nothing is in flight and every answer has left, at most `seconds`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while self._metrics.in_flight:
+                while (self._metrics.in_flight or self._servers[0][0].has_unsent) and not is_enough():  # noqa: ASYNC110  # once in a life
                     await asyncio.sleep(0.02)
 
     async def close(self) -> None:
@@ -291,9 +306,9 @@ def _listen(host: str, port: int) -> socket.socket:
         sock.setblocking(False)
         sock.bind((host, port))
         sock.listen(BACKLOG)
-    except BaseException:
+    except OSError as error:
         sock.close()
-        raise
+        raise OSError(error.errno, error.strerror, f"{host}:{port}") from None
     return sock
 
 
@@ -305,10 +320,11 @@ def _max_connections(server: Server) -> int:
 
 
 def _listen_message(config: Config, error: OSError) -> str:
-    address = f"{config.server.host}:{config.server.port}"
+    is_main = error.filename == f"{config.server.host}:{config.server.port}"
+    other = "relay serve --listen 127.0.0.1:8081" if is_main else "`metrics: {listen: ...}` in the configuration"
     return (
-        f"relay: cannot listen on {address}: {error.strerror}\n"
-        f"Another program may be using the port; see `ss -ltnp`, or choose another one: relay serve --listen 127.0.0.1:8081\n"
+        f"relay: cannot listen on {error.filename or 'a loopback port for the demo upstream'}: {error.strerror}\n"
+        f"Another program may be using the port; see `ss -ltnp`, or choose another one: {other}\n"
     )
 
 

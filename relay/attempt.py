@@ -136,6 +136,9 @@ class Attempting:
             self._call.close(self)
         if isinstance(self.relay, WholeRelay):
             self.relay.abandon()
+        if self.done.done() and not self.done.cancelled():
+            # Seen, even when the client's leaving came before we could look: nobody else will ask.
+            self.done.exception()
 
     # What the upstream's connection says
 
@@ -163,6 +166,12 @@ class Attempting:
             self.relay.finish(how)
         elif not self.done.done():
             self.failed(broken(how if how is not BodyEnd.OPEN else BodyEnd.CUT, anything=anything) or MalformedResponse(Malformation.EMPTY))
+
+    def crash(self, error: Exception) -> None:
+        """Give up for a bug of ours: whoever runs the attempt gets it raised."""
+        if self.done.done():
+            raise error
+        self.done.set_exception(error)
 
     def _switch(self, head: ResponseHead, rest: bytes) -> None:
         """Join client and upstream: both have left HTTP."""
@@ -212,14 +221,17 @@ class Attempting:
             return not self._choice.target.upstream.is_passthrough
         return 300 <= status < 400
 
-    def _may_fall_back_on(self, error: UpstreamError) -> bool:
+    def _may_fall_back_on(self, error: UpstreamRefused) -> bool:
+        if error.status in (401, 402, 403) and self._choice.target.upstream.is_passthrough:
+            # The caller's own credential was refused: that is the answer.
+            return False
         return self._may_fall_back and judge(error, is_mapped=self._choice.is_mapped).fall_back
 
     # What the relay asks for
 
     def hold(self) -> None:
         """Release the relay when the hold has lasted long enough."""
-        self._hold = self._loop.call_later(HOLD_SECONDS, self._release)
+        self._hold = self._loop.call_later(HOLD_SECONDS, self._guard, self._release)
 
     def _release(self) -> None:
         assert self.relay is not None
@@ -232,15 +244,11 @@ class Attempting:
         exchange = self._exchange
         head = self.attempt.head
         assert head is not None
+        self._sink.open(exchange, head, first)
         exchange.move(State.COMMITTED)
         exchange.committed_at = monotonic()
         exchange.status = head.status
-        self._sink.open(exchange, head, first)
         self.write = self._sink.write
-        if self._timeouts.between_tokens < self._timeouts.first_token and self._watchdog is not None:
-            # The timer still stands at the later of the two bounds. Not called from here: a cut must not come in the middle of a commit.
-            self._watchdog.cancel()
-            self._watchdog = self._loop.call_later(0, self._watch)
         return True
 
     def content_written(self) -> None:
@@ -249,7 +257,7 @@ class Attempting:
 
     def terminal(self) -> None:
         """Wait only a little for the upstream to end what it has finished."""
-        self._grace = self._loop.call_later(DONE_GRACE_SECONDS, self._finish_after_terminal)
+        self._grace = self._loop.call_later(DONE_GRACE_SECONDS, self._guard, self._finish_after_terminal)
 
     def _finish_after_terminal(self) -> None:
         assert self.relay is not None
@@ -276,6 +284,7 @@ class Attempting:
         """Let the attempt loop go on, and hear nothing more: further bytes may be there before it wakes."""
         if not self.done.done():
             self.done.set_result(result)
+        self.write = _drop
         if self._call is not None:
             self._call.close(self)
 
@@ -292,11 +301,20 @@ class Attempting:
 
     # Time
 
+    def _guard(self, step: Callable[[], None]) -> None:
+        """Run a timer's step; a bug in it must not leave the exchange waiting for ever."""
+        try:
+            step()
+        except Exception as error:
+            self.crash(error)
+
     def _watch(self) -> None:
         now = monotonic()
         phase, due = self._deadline(now)
         if now < due:
-            self._watchdog = self._loop.call_later(due - now, self._watch)
+            # Looked at this often, no stall is found late, whichever bound holds by then.
+            wait = min(due - now, self._timeouts.between_tokens)
+            self._watchdog = self._loop.call_later(wait, self._guard, self._watch)
             return
         if self._exchange.state is State.COMMITTED and self.relay is not None:
             self.relay.cut(Outcome.UPSTREAM_STALLED, phase.value)
@@ -313,13 +331,20 @@ class Attempting:
         timeouts = self._timeouts
         attempt = self.attempt
         if self.is_uploading:
-            return Phase.FIRST_TOKEN, now + timeouts.first_token
+            # The client's own pauses are bounded by who reads its body.
+            full_since = self._call.full_since if self._call is not None else None
+            return Phase.FIRST_TOKEN, (now if full_since is None else full_since) + timeouts.first_token
         sent_at = attempt.sent_at or attempt.started_at
         if attempt.head is None:
             return Phase.FIRST_TOKEN, sent_at + timeouts.first_token
-        if self._exchange.state is not State.COMMITTED and isinstance(self.relay, EventRelay):
+        is_waiting = self._exchange.state is not State.COMMITTED and isinstance(self.relay, EventRelay)
+        if (is_waiting or attempt.meter.bytes_in == 0) and attempt.head.status != 101:
             return Phase.FIRST_EVENT, sent_at + timeouts.first_token
         if self._sink.is_paused or attempt.head.status == 101:
             # Nobody waits for an upstream while the client takes nothing, or on an open line.
             return Phase.BETWEEN_TOKENS, now + timeouts.between_tokens
         return Phase.BETWEEN_TOKENS, max(attempt.meter.last_byte_at, attempt.head.received_at) + timeouts.between_tokens
+
+
+def _drop(data: bytes) -> None:
+    """Take bytes that came too late."""

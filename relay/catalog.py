@@ -52,7 +52,8 @@ class Catalog:
         for route in wildcards:
             for entry in self._lists.get(route.targets[0].upstream.name, (0.0, []))[1]:
                 name = _name_here(route, str(entry["id"]))
-                if name is not None and len(models) < MAX_MODELS:
+                # A route of that very name goes before the wildcard, and may not be this key's.
+                if name is not None and name not in self._config.routes and len(models) < MAX_MODELS:
                     models.setdefault(name, entry | {"id": name})
         return models
 

@@ -6,13 +6,13 @@ waits for nothing.
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic, time
 from typing import Protocol
 from urllib.parse import unquote
 
 from relay.catalog import Catalog
-from relay.config.tree import Config, Key, Upstream
+from relay.config.tree import Config, Key, Timeouts, Upstream
 from relay.dialects.openai import check_path, makes_object, object_id, operation_of
 from relay.errors import ClientError, Draining, ErrorAnswer, InternalError, Overloaded, RelayError, error_answer
 from relay.exchange import (
@@ -49,6 +49,8 @@ class Client(Sink, Protocol):
     backpressure_seconds: float
     has_stalled: bool
     """Whether the client was cut because it had stopped reading."""
+    is_closed: bool
+    """Whether the client's connection is gone."""
     write_seconds: float
     """How long a client may take nothing before it is cut."""
 
@@ -72,11 +74,11 @@ class Arrival(Protocol):
     fault: ClientError | None
     """Why the request is refused whatever it asks for."""
 
-    async def read(self, limit: int) -> bytes:
-        """Read the whole body. Raises ClientError: request_too_large, request_timeout, amplified_body."""
+    async def read(self, limit: int, seconds: float) -> bytes:
+        """Read the whole body within `seconds`. Raises ClientError: request_too_large, request_timeout, amplified_body."""
 
-    async def read_part(self, limit: int) -> tuple[bytes, bool]:
-        """Read at most about `limit` bytes; also tell whether that was all. Raises ClientError."""
+    async def read_part(self, limit: int, seconds: float) -> tuple[bytes, bool]:
+        """Read at most about `limit` bytes within `seconds`; also tell whether that was all. Raises ClientError."""
 
     def upload(self, first: bytes) -> Upload:
         """Return what streams `first` and the rest of the body."""
@@ -107,6 +109,11 @@ class Snapshot:
     providers: dict[str, OpenAIProvider]
     catalog: Catalog
 
+    @property
+    def total_seconds(self) -> float:
+        """The longest that any route lets a request take: what a body may take before its route is known."""
+        return max((route.timeouts.total for route in self.config.routes.values()), default=Timeouts().total)
+
 
 class Gateway:
     """Serves the requests under /v1."""
@@ -135,29 +142,33 @@ class Gateway:
     async def serve(self, arrival: Arrival, client: Client) -> None:
         """Answer one request. Raises CancelledError when the client leaves, nothing else."""
         self._observer.began()
+        begun_at = monotonic()
+        key: Key | None = None
         exchange: Exchange | None = None
         try:
             if self.is_draining:
                 raise Draining
             snapshot = self.snapshot
-            request, upload = await self._receive(arrival, snapshot)
+            operation = self._look(arrival)
+            key = self._authenticate(snapshot, arrival)
+            request, upload = await self._receive(arrival, snapshot, operation, key)
             exchange = Exchange(request=request)
             await self._serve(exchange, snapshot, arrival, client, upload)
         except RelayError as error:
-            exchange = exchange or self._unread(arrival)
+            exchange = exchange or self._unread(arrival, key, begun_at)
             self._refuse(exchange, client, error)
         except asyncio.CancelledError:
-            exchange = exchange or self._unread(arrival)
+            exchange = exchange or self._unread(arrival, key, begun_at)
             if exchange.outcome is None:
-                exchange.outcome = Outcome.CLIENT_STALLED if client.has_stalled else Outcome.CLIENT_GONE
+                exchange.outcome = _outcome_of_leaving(client)
             raise
         except Exception as error:  # the last line: a bug ends one exchange, never the process
-            exchange = exchange or self._unread(arrival)
+            exchange = exchange or self._unread(arrival, key, begun_at)
             self._observer.crashed(exchange, error)
             exchange.outcome = None
             self._refuse(exchange, client, InternalError())
         finally:
-            self._finish(exchange or self._unread(arrival), client)
+            self._finish(exchange or self._unread(arrival, key, begun_at), client)
 
     async def _serve(self, exchange: Exchange, snapshot: Snapshot, arrival: Arrival, client: Client, upload: Upload | None) -> None:
         request = exchange.request
@@ -183,31 +194,36 @@ class Gateway:
 
     # The request
 
-    async def _receive(self, arrival: Arrival, snapshot: Snapshot) -> tuple[ClientRequest, Upload | None]:
-        """Check and read what has to be known before routing. Raises ClientError."""
+    def _look(self, arrival: Arrival) -> Operation:
+        """Tell what is asked for. Raises ClientError for what is refused whoever asks."""
         if arrival.fault is not None:
             raise arrival.fault
         check_path(arrival.path)
         operation = operation_of(arrival.method, arrival.path)
-        if operation is Operation.REALTIME and not arrival.is_websocket:
-            operation = Operation.OTHER
-        key = self._authenticate(snapshot, arrival)
+        return Operation.OTHER if operation is Operation.REALTIME and not arrival.is_websocket else operation
+
+    async def _receive(
+        self, arrival: Arrival, snapshot: Snapshot, operation: Operation, key: Key | None
+    ) -> tuple[ClientRequest, Upload | None]:
+        """Read what has to be known before routing. Raises ClientError."""
         if operation is Operation.MODELS:
             return self._request(arrival, operation, key), None
         if operation not in JSON_OPERATIONS:
-            return await self._opaque(arrival, operation, key)
+            return await self._opaque(arrival, operation, key, snapshot.total_seconds)
         if header(arrival.headers, b"content-encoding") not in (None, b"identity"):
             raise ClientError("unsupported_encoding")
-        body = parse_body(await arrival.read(snapshot.config.server.max_body))
+        body = parse_body(await arrival.read(snapshot.config.server.max_body, snapshot.total_seconds))
         return self._request(arrival, operation, key, body=body, model=body.model), None
 
-    async def _opaque(self, arrival: Arrival, operation: Operation, key: Key | None) -> tuple[ClientRequest, Upload | None]:
+    async def _opaque(self, arrival: Arrival, operation: Operation, key: Key | None, seconds: float) -> tuple[ClientRequest, Upload | None]:
         """Look for the model of a body that is not ours to read, without holding more than a peek of it."""
-        model = query_value(arrival.query, "model")
+        # A key that may not use everything must not choose its route by a name that the body then contradicts.
+        is_free = key is None or key.routes is None or not arrival.has_body
+        model = query_value(arrival.query, "model") if is_free else None
         first, is_whole = b"", not arrival.has_body
         length = arrival.content_length
         if arrival.has_body and _is_plain_json(arrival.headers) and (length is None or length <= PEEK_BYTES):
-            first, is_whole = await arrival.read_part(PEEK_BYTES)
+            first, is_whole = await arrival.read_part(PEEK_BYTES, seconds)
             if is_whole:
                 model = peek_model(first) or model
         whole = first if is_whole and arrival.has_body else None
@@ -240,9 +256,10 @@ class Gateway:
             is_stream=body is not None and body.stream,
         )
 
-    def _unread(self, arrival: Arrival) -> Exchange:
+    def _unread(self, arrival: Arrival, key: Key | None, begun_at: float) -> Exchange:
         """Return the record of a request that was refused, or whose client left, before it was read."""
-        return Exchange(request=self._request(arrival, operation_of(arrival.method, arrival.path), None))
+        request = self._request(arrival, operation_of(arrival.method, arrival.path), key)
+        return Exchange(request=replace(request, received_at=begun_at))
 
     def _authenticate(self, snapshot: Snapshot, arrival: Arrival) -> Key | None:
         try:
@@ -260,7 +277,7 @@ class Gateway:
         if object_name is None and request.body is not None:
             object_name = request.body.previous_response_id
         if object_name is None:
-            return snapshot.router.plan(request.model, request.key)
+            return snapshot.router.plan(request.model, request.key, takes_default=request.body is not None)
         return self._pinned(snapshot, request, object_name)
 
     def _pinned(self, snapshot: Snapshot, request: ClientRequest, object_name: str) -> RoutePlan:
@@ -269,12 +286,12 @@ class Gateway:
         if owner is None:
             if len(snapshot.config.upstreams) > 1:
                 raise ClientError("unknown_id")
-            return snapshot.router.plan(request.model, request.key)
+            return snapshot.router.plan(request.model, request.key, takes_default=request.body is not None)
         if owner.key != (None if request.key is None else request.key.name):
             raise ClientError("unknown_id")
         if request.body is not None:
             return snapshot.router.plan(request.model, request.key, pinned=owner.upstream)
-        return snapshot.router.pinned(owner.route, owner.upstream)
+        return snapshot.router.pinned(owner.route, owner.upstream, request.key)
 
     async def _list_models(self, exchange: Exchange, snapshot: Snapshot, client: Client) -> None:
         request = exchange.request
@@ -338,6 +355,13 @@ def _outcome_of(error: RelayError, answer: ErrorAnswer) -> Outcome:
             return Outcome.INTERNAL_ERROR
         case _:
             return Outcome.UPSTREAM_FAILED
+
+
+def _outcome_of_leaving(client: Client) -> Outcome:
+    if client.has_stalled:
+        return Outcome.CLIENT_STALLED
+    # With the client still there it was the shutdown that cancelled: the request had not come far enough to be cut.
+    return Outcome.CLIENT_GONE if client.is_closed else Outcome.OVERLOADED
 
 
 def _is_plain_json(headers: Headers) -> bool:

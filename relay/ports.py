@@ -50,6 +50,10 @@ class Call(Protocol):
     def is_full(self) -> bool:
         """Tell whether the upstream takes no more bytes for now."""
 
+    @property
+    def full_since(self) -> float | None:
+        """Tell since when the upstream takes no more bytes; None when it does."""
+
     def write(self, data: bytes) -> None:
         """Send body bytes of an upload, or bytes of a tunnel."""
 
@@ -93,6 +97,9 @@ class Receiver(Protocol):
 
     def end(self, how: BodyEnd, *, anything: bool) -> None:
         """Take the end; `anything` tells whether any byte of an answer had come. Called once."""
+
+    def crash(self, error: Exception) -> None:
+        """Take what escaped from one of the calls above, or from `relay`: a bug."""
 
 
 class Upstreams(Protocol):

@@ -79,7 +79,9 @@ def whole(*, is_json: bool = True, is_close_delimited: bool = False, budget: Hol
     [(Operation.CHAT, CHAT, CHAT.index(b"data: [DONE]\n") + 13), (Operation.RESPONSES, RESPONSES, len(RESPONSES))],
     ids=["chat", "responses"],
 )
-def test_a_stream_cut_at_any_byte_is_never_a_success_before_its_terminator(operation: Operation, body: bytes, proof: int, how: BodyEnd) -> None:
+def test_a_stream_cut_at_any_byte_is_never_a_success_before_its_terminator(
+    operation: Operation, body: bytes, proof: int, how: BodyEnd
+) -> None:
     for cut in range(len(body) + 1):
         port, relay, _ = events(operation)
         if cut:
@@ -307,3 +309,12 @@ def test_opaque_bytes_pass_at_once_and_the_framing_tells_the_end(how: BodyEnd, i
     relay.finish(how)
     assert port.sent == b"\x00\xff"
     assert port.ends[0][0] is outcome
+
+
+def test_a_stream_that_may_hold_several_results_is_not_ended_at_the_first() -> None:
+    port, relay, _ = events(Operation.OTHER)
+    relay.feed(b'data: {"type":"image_generation.completed","b64_json":"AA"}\n\n', 1.0)
+    relay.feed(b'data: {"type":"image_generation.completed","b64_json":"AB"}\n\n', 9.0)
+    assert port.terminals == 0
+    relay.finish(BodyEnd.WHOLE)
+    assert port.ends == [(Outcome.COMPLETE, None, True, False)]

@@ -77,11 +77,14 @@ class Router:
             raise ClientError("unknown_id")
         return RoutePlan(route, choices)
 
-    def pinned(self, route_name: str, upstream: str) -> RoutePlan:
-        """Plan a request for an object that `upstream` made on `route_name`. Raises ClientError: unknown_id when either is gone."""
+    def pinned(self, route_name: str, upstream: str, key: Key | None) -> RoutePlan:
+        """Plan a request for an object that `upstream` made on `route_name`.
+
+        Raises ClientError: unknown_id when either is gone, or not the key's any more.
+        """
         route = self._routes.get(route_name)
         targets = () if route is None else [target for target in route.targets if target.upstream.name == upstream]
-        if route is None or not targets:
+        if route is None or not targets or not may_use(key, route):
             raise ClientError("unknown_id")
         return RoutePlan(route, [Choice(target=targets[0], model=None, is_mapped=False)])
 

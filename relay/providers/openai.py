@@ -24,7 +24,7 @@ class OpenAIProvider:
         parts = urlsplit(upstream.base_url)
         self.upstream = upstream
         self._prefix = parts.path.rstrip("/")
-        self._fixed = b"Host: %b\r\nAccept-Encoding: identity\r\n" % parts.netloc.encode("idna" if not parts.netloc.isascii() else "ascii")
+        self._fixed = b"Host: %b\r\nAccept-Encoding: identity" % parts.netloc.encode("idna" if not parts.netloc.isascii() else "ascii")
 
     def encode(
         self, request: ClientRequest, model: str | None, credential: bytes | None, *, upload_length: int | None, is_upload: bool
@@ -35,7 +35,7 @@ class OpenAIProvider:
         length, None when only its end will tell.
         """
         body = self._body(request, model)
-        lines = headers_up(request.headers, self.upstream.forward_headers)
+        lines = [self._fixed, *headers_up(request.headers, self.upstream.forward_headers)]
         if self.upstream.is_passthrough:
             lines += identity_up(request.headers)
         elif credential is not None:
@@ -45,12 +45,7 @@ class OpenAIProvider:
         lines += self._framing(request, body, upload_length, is_upload=is_upload)
         path = self._prefix + request.path[len(API_PREFIX) :]
         target = path if request.query is None else f"{path}?{request.query}"
-        head = b"%b %b HTTP/1.1\r\n%b%b\r\n\r\n" % (
-            request.method.encode("ascii"),
-            target.encode("latin-1"),
-            self._fixed,
-            b"\r\n".join(lines),
-        )
+        head = b"%b %b HTTP/1.1\r\n%b\r\n\r\n" % (request.method.encode("ascii"), target.encode("latin-1"), b"\r\n".join(lines))
         return UpstreamRequest(
             upstream=self.upstream,
             method=request.method,

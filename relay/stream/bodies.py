@@ -4,7 +4,7 @@ import msgspec
 
 from relay.errors import Break, Malformation, MalformedResponse, StreamBroken, UpstreamError
 from relay.exchange import Outcome, StreamMeter
-from relay.stream.ends import HOLD_BODY_BYTES, BodyEnd, HoldBudget, Port, broken, cut_code
+from relay.stream.ends import HOLD_BODY_BYTES, PROOF_BYTES, BodyEnd, HoldBudget, Port, broken, cut_code
 from relay.wire.openai import read_id, read_usage
 
 
@@ -63,13 +63,12 @@ class WholeRelay:
         if self._budget.take(len(data)):
             self._held.append(data)
             self._held_bytes += len(data)
-            if self._is_committed and self._held_bytes > HOLD_BODY_BYTES:
+            if self._is_committed and self._held_bytes > PROOF_BYTES:
                 self._drop()
-        elif self._is_committed:
-            self._drop()
-        else:
-            self._commit()
-            self._port.write(data)
+            return
+        if not self._is_committed:
+            self._commit(data)
+        self._drop()
 
     def _drop(self) -> None:
         self._keeps_copy = False
@@ -82,9 +81,10 @@ class WholeRelay:
         if not self._is_committed and not self._is_over:
             self._commit()
 
-    def _commit(self) -> None:
-        first = b"".join(self._held)
-        error = self._unusable(first) if first else None
+    def _commit(self, more: bytes = b"") -> None:
+        first = b"".join(self._held) + more
+        # Blank lines may come for minutes before an answer (DeepSeek under load): they tell nothing yet.
+        error = None if not first or first.isspace() else self._unusable(first)
         if error is not None:
             self._fail(error)
             return

@@ -10,6 +10,8 @@ HOLD_SECONDS: Final = 2.0
 """How long the beginning of an answer may be held back: long enough to see most early failures, short enough for a person."""
 HOLD_EVENT_BYTES: Final = 64 * 2**10
 HOLD_BODY_BYTES: Final = 8 * 2**20
+PROOF_BYTES: Final = 64 * 2**20
+"""Largest close-delimited JSON answer that is parsed to see whether it is whole; a larger one counts as cut."""
 COMMENT_BYTES: Final = 2**20
 """Comments alone start no clock; an upstream that sends this much of them and no event is not answering."""
 DONE_GRACE_SECONDS: Final = 1.0

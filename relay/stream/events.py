@@ -75,7 +75,7 @@ class EventRelay:
         meter.bytes_in += len(data)
         self._observer.feed(data, now)
         self._port.write(data)
-        if meter.terminal_at is not None:
+        if meter.terminal_at is not None and self._has_terminator:
             self.feed = self._pass_tail
             self._port.terminal()
 
@@ -100,7 +100,7 @@ class EventRelay:
         if meter.first_content_at is not None:
             self.feed = self._pass
             self._port.content_written()
-        if meter.terminal_at is not None:
+        if meter.terminal_at is not None and self._has_terminator:
             self.feed = self._pass_tail
             self._port.terminal()
 

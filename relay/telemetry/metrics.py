@@ -136,8 +136,9 @@ class Metrics:
                 self._of(f.RESENDS, upstream).inc()
             elif previous is not None and previous.result is not None:
                 self._of(f.FALLBACKS, route, previous.target.upstream.name, upstream, previous.result).inc()
-            if attempt.meter.malformed_events:
-                self._of(f.MALFORMED_EVENTS, upstream).inc(attempt.meter.malformed_events)
+            unread = attempt.meter.malformed_events + attempt.meter.oversized_events
+            if unread:
+                self._of(f.MALFORMED_EVENTS, upstream).inc(unread)
             previous = attempt
 
     def _observe_times(self, summary: Summary, route: str, upstream: str) -> None:

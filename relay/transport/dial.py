@@ -25,24 +25,36 @@ DNS_SECONDS: Final = 30.0
 DNS_STALE_SECONDS: Final = 60.0
 """How long an old answer may serve while the resolver fails."""
 PROXY_HEAD: Final = 8192
-METADATA: Final = frozenset(
-    {ipaddress.ip_address("100.100.100.200"), ipaddress.ip_address("192.0.0.192"), ipaddress.ip_address("fd00:ec2::254")}
-)
+METADATA: Final = frozenset({"100.100.100.200", "192.0.0.192", "fd00:ec2::254"})
 """Metadata services that are not link-local (Alibaba, Oracle, AWS over IPv6): never called, like those that are."""
 
 
 class Dialer:
     """Opens connections to one upstream."""
 
-    __slots__ = ("_addresses", "_context", "_host", "_is_private_allowed", "_port", "_proxy", "_resolved_at")
+    __slots__ = (
+        "_addresses",
+        "_ca_file",
+        "_context",
+        "_contexts",
+        "_host",
+        "_is_private_allowed",
+        "_is_tls",
+        "_port",
+        "_proxy",
+        "_resolved_at",
+    )
 
-    def __init__(self, upstream: Upstream) -> None:
+    def __init__(self, upstream: Upstream, contexts: dict[str | None, ssl.SSLContext]) -> None:
+        """Dial `upstream`; `contexts` are shared by all dialers, since each holds every root certificate (by CA file)."""
         parts = urlsplit(upstream.base_url)
         assert parts.hostname is not None
         self._host = parts.hostname
-        is_tls = parts.scheme == "https"
-        self._port = parts.port or (443 if is_tls else 80)
-        self._context = _tls_context(upstream.ca_file) if is_tls else None
+        self._is_tls = parts.scheme == "https"
+        self._port = parts.port or (443 if self._is_tls else 80)
+        self._ca_file = upstream.ca_file
+        self._contexts = contexts
+        self._context: ssl.SSLContext | None = None
         self._proxy = urlsplit(upstream.proxy) if upstream.proxy else None
         self._is_private_allowed = upstream.allow_private or names_private(self._host)
         self._addresses: list[AddressInfo] = []
@@ -52,6 +64,9 @@ class Dialer:
         """Open a connection within `seconds`. Raises ConnectFailed."""
         connection = Connection(home)
         try:
+            if self._is_tls and self._context is None:
+                self._context = self._contexts.get(self._ca_file) or _tls_context(self._ca_file)
+                self._contexts[self._ca_file] = self._context
             async with asyncio.timeout(seconds):
                 await self._open(connection)
         except TimeoutError:
@@ -150,7 +165,7 @@ def is_allowed(address: str, *, is_private_allowed: bool) -> bool:
     ip = ipaddress.ip_address(address.split("%", 1)[0])
     if isinstance(ip, ipaddress.IPv6Address):
         ip = ip.ipv4_mapped or _nat64(ip) or ip
-    if ip.is_link_local or ip.is_multicast or ip.is_unspecified or ip in METADATA:
+    if ip.is_link_local or ip.is_multicast or ip.is_unspecified or str(ip) in METADATA:
         return False
     return is_private_allowed or (ip.is_global and not ip.is_reserved)
 
@@ -161,7 +176,10 @@ def _nat64(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
 
 
 def _tls_context(ca_file: str | None) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=ca_file)
+    try:
+        context = ssl.create_default_context(cafile=ca_file)
+    except OSError:  # the file has gone, or is no certificate: nobody can be trusted
+        raise ConnectFailed(ConnectFault.TLS) from None
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     # A renegotiation in mid-answer would make a write wait for a read.

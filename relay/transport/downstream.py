@@ -6,6 +6,7 @@ Routing looks at the raw request target and at nothing else: never at `Host` (A8
 import ipaddress
 import re
 from collections.abc import Callable
+from time import monotonic
 from typing import Any, Final
 
 from relay.config.tree import Server
@@ -101,14 +102,16 @@ class HttpArrival:
             raise ClientError("bad_upgrade")
         self.is_websocket = True
 
-    async def read(self, limit: int) -> bytes:
-        """Read the whole body. Raises ClientError."""
+    async def read(self, limit: int, seconds: float) -> bytes:
+        """Read the whole body within `seconds`. Raises ClientError."""
+        self._reader.deadline_at = monotonic() + seconds
         if self.content_length is not None and self.content_length > limit:
             raise ClientError("request_too_large")
         return await self._reader.whole(limit)
 
-    async def read_part(self, limit: int) -> tuple[bytes, bool]:
-        """Read at most about `limit` bytes; also tell whether that was all. Raises ClientError."""
+    async def read_part(self, limit: int, seconds: float) -> tuple[bytes, bool]:
+        """Read at most about `limit` bytes within `seconds`; also tell whether that was all. Raises ClientError."""
+        self._reader.deadline_at = monotonic() + seconds
         return await self._reader.part(limit)
 
     def upload(self, first: bytes) -> StreamedUpload:
@@ -119,11 +122,12 @@ class HttpArrival:
 class Downstream:
     """Answers the requests of one listener."""
 
-    __slots__ = ("_gateway", "_pages", "_server", "_trusted")
+    __slots__ = ("_gateway", "_is_api", "_pages", "_server", "_trusted")
 
-    def __init__(self, gateway: Gateway, server: Server, pages: dict[str, Page]) -> None:
-        """Send /v1 to `gateway`; `pages` are the relay's own paths."""
+    def __init__(self, gateway: Gateway, server: Server, pages: dict[str, Page], *, is_api: bool = True) -> None:
+        """Send /v1 to `gateway` if this listener `is_api`; `pages` are the relay's own paths."""
         self._gateway = gateway
+        self._is_api = is_api
         self._server = server
         self._pages = pages
         self._trusted = tuple(ipaddress.ip_network(entry, strict=False) for entry in server.trusted_proxies)
@@ -139,7 +143,7 @@ class Downstream:
             protocol,
             is_head=arrival.method == "HEAD",
             has_chunks=arrival.is_http11,
-            keep_alive=not incoming.message.should_close and arrival.fault is None and not self._gateway.is_draining,
+            keep_alive=not incoming.message.should_close and arrival.fault is None and not (self._is_api and self._gateway.is_draining),
             write_seconds=30.0,
             cors=cors,
             is_request_whole=incoming.payload.is_eof,
@@ -154,12 +158,13 @@ class Downstream:
         finally:
             sink.release()
         is_read = incoming.payload.is_eof()
-        return Sent(keep_alive=sink.keep_alive and is_read and not sink.is_closed)
+        is_last = self._is_api and self._gateway.is_draining
+        return Sent(keep_alive=sink.keep_alive and is_read and not sink.is_closed and not is_last)
 
     async def _answer(self, arrival: HttpArrival, sink: ClientSink, *, is_preflight: bool) -> None:
         if is_preflight and header(arrival.headers, b"access-control-request-method") is not None:
             sink.answer(204, _preflight(arrival.headers), b"")
-        elif arrival.path.startswith("/v1/") or arrival.path == "/v1":
+        elif self._is_api and (arrival.path.startswith("/v1/") or arrival.path == "/v1"):
             await self._gateway.serve(arrival, sink)
         elif arrival.fault is not None:
             _refuse(sink, arrival.fault)

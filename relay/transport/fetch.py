@@ -43,6 +43,11 @@ class Collector:
         if not self.done.done():
             self.done.set_result(b"".join(self._pieces) if is_good else None)
 
+    def crash(self, error: Exception) -> None:
+        """Let the caller see the bug."""
+        if not self.done.done():
+            self.done.set_exception(error)
+
 
 async def fetch(pools: UpstreamPools, upstream: Upstream, path: str, credential: Callable[[Upstream], bytes | None]) -> bytes | None:
     """Return the body of a 200 from `path` (such as /v1/models) of `upstream`, None for anything else."""

@@ -8,6 +8,8 @@ new aiohttp moves one of them.
 
 import asyncio
 import logging
+import select
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -22,9 +24,13 @@ FIRST_REQUEST_SECONDS: Final = 15.0
 IDLE_SECONDS: Final = 75.0
 """Longer than the idle time of the usual load balancers, so that they close first."""
 LINGER_SECONDS: Final = 1.0
+PROBE_SECONDS: Final = 0.1
+"""Between two looks at a client that is not being read from: it must be noticed within 250 ms of leaving."""
 WRITE_BUFFER: Final = 64 * 2**10
 MAX_HEADERS: Final = 100
 MAX_LINE: Final = 8190
+_HUNG_UP: Final = select.POLLRDHUP if sys.platform == "linux" else 0
+"""Errors and hang-ups are always reported; a FIN alone only where the system knows this flag (Linux)."""
 
 
 class Sent:
@@ -69,13 +75,14 @@ class Incoming:
 class RelayHandler(RequestHandler):
     """One client connection."""
 
-    __slots__ = ("_first_request", "_has_place", "_server", "sink", "wire_bytes")
+    __slots__ = ("_first_request", "_has_place", "_probe", "_server", "sink", "wire_bytes")
 
     def __init__(self, server: "RelayServer", **settings: Any) -> None:
         super().__init__(server, loop=asyncio.get_running_loop(), **settings)
         self._server = server
         self._has_place = False
         self._first_request: asyncio.TimerHandle | None = None
+        self._probe: asyncio.TimerHandle | None = None
         self.sink: ClientSink | None = None
         self.wire_bytes = 0
 
@@ -94,6 +101,8 @@ class RelayHandler(RequestHandler):
         """Tell the sink at once, then let aiohttp cancel the handler."""
         if self._first_request is not None:
             self._first_request.cancel()
+        if self._probe is not None:
+            self._probe.cancel()
         if self._has_place:
             self._has_place = False
             self._server.give_place()
@@ -110,6 +119,21 @@ class RelayHandler(RequestHandler):
         if self._messages and self._current_request is not None and isinstance(self._messages[-1][0], _ErrInfo):
             # aiohttp queues its answer to a malformed chunk behind the request whose reader would wait for more.
             self._current_request.spoil()  # type: ignore[attr-defined]  # an Incoming
+
+    def pause_reading(self) -> None:
+        """Stop reading; a client that nobody reads from is not heard leaving, so look whether it has, now and then."""
+        super().pause_reading()
+        if self._probe is None:
+            self._probe = self._loop.call_later(PROBE_SECONDS, self._look)
+
+    def _look(self) -> None:
+        self._probe = None
+        if self.transport is None or not self._reading_paused:
+            return
+        if _has_hung_up(self.transport):
+            self.transport.abort()
+        else:
+            self._probe = self._loop.call_later(PROBE_SECONDS, self._look)
 
     def resume_reading(self, resume_parser: bool = True) -> None:
         """Read again, if reading was paused: aiohttp calls this at every read, and parses nothing anew each time."""
@@ -189,6 +213,18 @@ class RelayServer(web.Server):
         """Make the protocol of a new connection."""
         return RelayHandler(self, **self._settings)
 
+    def retire(self) -> None:
+        """Close the connections that serve no request. aiohttp's `pre_shutdown` would also drop the rest of bodies under way."""
+        for connection in self.connections:
+            if connection._current_request is None:
+                connection.close()
+
+    @property
+    def has_unsent(self) -> bool:
+        """Tell whether bytes of an answer still wait for a client to take them."""
+        transports = [connection.transport for connection in self.connections]
+        return any(transport is not None and transport.get_write_buffer_size() > 0 for transport in transports)
+
     def take_place(self) -> bool:
         """Count a connection in; False when there are too many."""
         self._places -= 1
@@ -200,6 +236,16 @@ class RelayServer(web.Server):
     def give_place(self) -> None:
         """Count a connection out."""
         self._places += 1
+
+
+def _has_hung_up(transport: asyncio.BaseTransport) -> bool:
+    """Tell whether a FIN or an RST has come behind what was read."""
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.fileno() < 0:
+        return False
+    poll = select.poll()
+    poll.register(sock.fileno(), _HUNG_UP)
+    return bool(poll.poll(0))
 
 
 def _silent_logger() -> logging.Logger:

@@ -9,8 +9,11 @@ directly. A client that takes nothing for `write_seconds` is cut by RST.
 """
 
 import asyncio
+import fcntl
 import socket
 import struct
+import termios
+from array import array
 from collections.abc import Callable
 from functools import lru_cache
 from http import HTTPStatus
@@ -136,7 +139,7 @@ class ClientSink:
         """Send the filtered response head of an upstream together with `first`."""
         lines = [b"%b: %b" % pair for pair in headers_down(head.headers)]
         lines += [b"%b: %b" % pair for pair in self._relay_headers(exchange, head)]
-        framing = self._frame(head)
+        framing = self._frame(head, is_stream=exchange.request.is_stream)
         if framing is not None:
             lines.append(framing)
         data = self._head_bytes(head.status, lines)
@@ -203,15 +206,16 @@ class ClientSink:
                 lines.append((b"cache-control", b"no-cache"))
         return lines
 
-    def _frame(self, head: ResponseHead) -> bytes | None:
+    def _frame(self, head: ResponseHead, *, is_stream: bool) -> bytes | None:
         """Choose the answer's framing: events are always chunked, other bodies keep their length."""
+        may_be_events = head.is_event_stream or (is_stream and head.content_type in (b"", b"text/plain"))
         if self._is_head:
             self.write = self._write_nothing
             return b"Content-Length: %d" % head.content_length if head.content_length is not None else None
         if head.status in NO_BODY:
             self.write = self._write_nothing
             return None
-        if head.content_length is not None and head.framing is Framing.LENGTH and not head.is_event_stream:
+        if head.content_length is not None and head.framing is Framing.LENGTH and not may_be_events:
             return b"Content-Length: %d" % head.content_length
         if self._has_chunks:
             self._is_chunked = True
@@ -270,7 +274,7 @@ class ClientSink:
         """Take note that the client's buffers are full."""
         self.is_paused = True
         self._paused_at = monotonic()
-        self._pending = self._transport.get_write_buffer_size()
+        self._pending = self._untaken()
         if self._call is not None:
             self._call.pause()
         self._timer = asyncio.get_running_loop().call_later(self.write_seconds, self._look)
@@ -285,13 +289,17 @@ class ClientSink:
 
     def _look(self) -> None:
         """Cut a client that took nothing; one that reads slowly but reads is given time."""
-        pending = self._transport.get_write_buffer_size()
+        pending = self._untaken()
         if pending < self._pending:
             self._pending = pending
             self._timer = asyncio.get_running_loop().call_later(self.write_seconds, self._look)
             return
         self.has_stalled = True
         self._reset()
+
+    def _untaken(self) -> int:
+        """Count what the client has not taken, the kernel's share too: that one moves long before our own does."""
+        return self._transport.get_write_buffer_size() + _in_kernel(self._transport.get_extra_info("socket"))
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -302,6 +310,18 @@ class ClientSink:
         if self._paused_at:
             self.backpressure_seconds += monotonic() - self._paused_at
             self._paused_at = 0.0
+
+
+def _in_kernel(sock: socket.socket | None) -> int:
+    """Count the bytes that the kernel holds because the client has not acknowledged them."""
+    if sock is None or sock.fileno() < 0:
+        return 0
+    count = array("i", [0])
+    try:
+        fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, count)
+    except OSError:
+        return 0  # a system that does not tell: our own buffer alone is looked at
+    return count[0]
 
 
 @lru_cache(1024)

@@ -29,6 +29,7 @@ class TlsLink(asyncio.Protocol, asyncio.Transport):
         self._is_open = False
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the handshake is; fails with ssl.SSLError or ConnectionError."""
+        self.ready.add_done_callback(_look_at)
 
     # The protocol of the transport below
 
@@ -145,3 +146,9 @@ class TlsLink(asyncio.Protocol, asyncio.Transport):
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """Return what the transport below knows."""
         return default if self._transport is None else self._transport.get_extra_info(name, default)
+
+
+def _look_at(ready: "asyncio.Future[None]") -> None:
+    """Take note of a failure that nobody may wait for any more, when connecting has timed out meanwhile."""
+    if not ready.cancelled():
+        ready.exception()

@@ -38,17 +38,19 @@ class Payload(Protocol):
 class BodyReader:
     """Reads one request's body within its bounds."""
 
-    __slots__ = ("_asks_first", "_payload", "_read", "_started_at", "_wire", "_wire_start", "gap_seconds")
+    __slots__ = ("_asks_first", "_payload", "_read", "_waited", "_wire", "_wire_start", "deadline_at", "gap_seconds")
 
     def __init__(self, payload: Payload, wire: "WireCounter", *, asks_first: bool) -> None:
         """Read `payload`; `asks_first` tells whether the client waits for `100 Continue` (RFC 9110 section 10.1.1)."""
         self._payload = payload
         self._wire = wire
         self._asks_first = asks_first
-        self._started_at = monotonic()
+        self._waited = 0.0
         self._wire_start = wire.wire_bytes
         self._read = 0
         self.gap_seconds = GAP_SECONDS
+        self.deadline_at = float("inf")
+        """When the whole body has to be there."""
 
     async def next(self) -> bytes:
         """Return the next bytes, empty at the end. Raises ClientError: request_timeout, amplified_body, bad_request."""
@@ -58,17 +60,19 @@ class BodyReader:
         payload = self._payload
         if payload.is_eof():
             return b"" if payload.at_eof() else self._count(payload.read_nowait(-1))
+        begun = monotonic()
         try:
-            async with asyncio.timeout(self.gap_seconds):
+            async with asyncio.timeout(min(self.gap_seconds, self.deadline_at - begun)):
                 data = await payload.readany()
         except TimeoutError:
             raise ClientError("request_timeout") from None
+        # Only waits for the client count: an upstream that takes a body slowly is not its fault.
+        self._waited += monotonic() - begun
         return self._count(data)
 
     def _count(self, data: bytes) -> bytes:
         self._read += len(data)
-        passed = monotonic() - self._started_at
-        if passed > GAP_SECONDS and self._read < MIN_RATE * passed:
+        if self._waited > GAP_SECONDS and self._read < MIN_RATE * self._waited:
             raise ClientError("request_timeout")
         on_wire = self._wire.wire_bytes - self._wire_start
         if on_wire > WIRE_FLOOR and on_wire > WIRE_RATIO * self._read:

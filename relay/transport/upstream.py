@@ -6,6 +6,7 @@ are dropped before the usual server's keep-alive time runs out.
 """
 
 import asyncio
+import ssl
 from collections import deque
 from time import monotonic
 from typing import Final
@@ -23,12 +24,14 @@ MAX_IDLE: Final = 512
 class Pool:
     """The connections to one upstream."""
 
-    __slots__ = ("_dialer", "_idle", "_open", "_sweep", "upstream")
+    __slots__ = ("_dialer", "_idle", "_is_retired", "_open", "_sweep", "upstream")
 
-    def __init__(self, upstream: Upstream) -> None:
+    def __init__(self, upstream: Upstream, contexts: dict[str | None, ssl.SSLContext]) -> None:
+        """Connect to `upstream`; `contexts` are the TLS contexts of all pools, by CA file."""
         self.upstream = upstream
-        self._dialer = Dialer(upstream)
+        self._dialer = Dialer(upstream, contexts)
         self._idle: deque[Connection] = deque()
+        self._is_retired = False
         self._open: set[Connection] = set()
         self._sweep: asyncio.TimerHandle | None = None
 
@@ -58,7 +61,7 @@ class Pool:
 
     def put_back(self, connection: Connection) -> None:
         """Keep a connection that can serve another request."""
-        if len(self._idle) >= MAX_IDLE:
+        if self._is_retired or len(self._idle) >= MAX_IDLE:
             connection.discard()
             return
         self._idle.append(connection)
@@ -82,7 +85,8 @@ class Pool:
         return len(self._idle), len(self._open)
 
     def close_idle(self) -> None:
-        """Close the connections that serve nobody; the others end with their calls."""
+        """Close the connections that serve nobody, for good: the others end with their calls."""
+        self._is_retired = True
         while self._idle:
             self._idle.pop().discard()
 
@@ -98,10 +102,11 @@ class Pool:
 class UpstreamPools:
     """The pools of all upstreams: `forward.Upstreams` over sockets."""
 
-    __slots__ = ("_pools",)
+    __slots__ = ("_contexts", "_pools")
 
     def __init__(self) -> None:
         self._pools: dict[str, Pool] = {}
+        self._contexts: dict[str | None, ssl.SSLContext] = {}
 
     def pool(self, upstream: Upstream) -> Pool:
         """Return the pool of `upstream`, made on first use, and anew when a reload changed the upstream."""
@@ -110,7 +115,7 @@ class UpstreamPools:
             return pool
         if pool is not None:
             pool.close_idle()
-        pool = self._pools[upstream.name] = Pool(upstream)
+        pool = self._pools[upstream.name] = Pool(upstream, self._contexts)
         return pool
 
     async def begin(self, request: UpstreamRequest, receiver: Receiver, connect_seconds: float, *, is_fresh: bool) -> Connection:

@@ -66,6 +66,8 @@ _HOP_BY_HOP: Final = frozenset(
     }
 )
 _NEVER_DOWN: Final = _HOP_BY_HOP | {b"content-length", b"set-cookie", b"set-cookie2", b"alt-svc", b"strict-transport-security"}
+_CORS: Final = b"access-control-"
+"""Which web pages may read an answer is the relay's to say: an upstream's leave for all of them is none for the relay's own callers."""
 
 
 def nominated(values: Iterable[bytes]) -> frozenset[bytes]:
@@ -93,4 +95,8 @@ def identity_up(headers: Headers) -> list[bytes]:
 def headers_down(headers: Headers) -> list[tuple[bytes, bytes]]:
     """Return the headers of an upstream's answer that pass to the client, repeated ones and odd bytes included."""
     dropped = nominated(header_values(headers, b"connection"))
-    return [(key, value) for key, value in headers if (name := key.lower()) not in _NEVER_DOWN and name not in dropped]
+    return [
+        (key, value)
+        for key, value in headers
+        if (name := key.lower()) not in _NEVER_DOWN and name not in dropped and not name.startswith(_CORS)
+    ]

@@ -4,7 +4,10 @@ from urllib.parse import unquote_plus
 
 
 def query_value(query: str | None, name: str) -> str | None:
-    """Return the value of `name` in `query`, decoded; None when there is none, or several that differ (which one holds is anybody's guess)."""
+    """Return the value of `name` in `query`, decoded; None when there is none.
+
+    None also when there are several that differ: which of them an upstream believes is not known here.
+    """
     if not query:
         return None
     values = set()

@@ -4,9 +4,9 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from tests.end_to_end.fault_bed import Connection, Fault, Seen, Want
+from tests.end_to_end.fault_bed import QUICK, Connection, Fault, Seen, Want
 from tests.end_to_end.fault_wants import ANSWER, ANSWER_BYTES, SENT, START, WHOLE, both, complete, cut, refused, stalled, twice
-from tests.fakes import events
+from tests.fakes import client, events
 from tests.fakes.scripts import (
     EVENT_STREAM,
     JSON,
@@ -26,8 +26,6 @@ from tests.fakes.scripts import (
 Check = Callable[[Seen], None]
 FRAMINGS: tuple[BodyFraming, ...] = ("chunked", "length", "close")
 CHUNKED = head(200, [*EVENT_STREAM, ("Transfer-Encoding", "chunked")])
-SLOW: dict[str, object] = {"timeouts": {"first_token": "4s", "between_tokens": "4s", "total": "8s"}}
-"""Time enough for the hold to run out first."""
 
 
 def error_later() -> list[Fault]:
@@ -35,12 +33,12 @@ def error_later() -> list[Fault]:
     chunks = [*START, events.error()]
     sent = b"".join(chunks)
 
-    def want(end: str, connection: Connection, sent: bytes = sent) -> Want:
+    def want(end: client.End, connection: Connection, sent: bytes = sent) -> Want:
         return Want(
             outcome="upstream_error",
             status=200,
             code="upstream_error_in_stream",
-            end=end,  # type: ignore[arg-type]
+            end=end,
             body=sent,
             results=("error_event",),
             connection=connection,
@@ -51,7 +49,7 @@ def error_later() -> list[Fault]:
         Fault(name="F11-clean-length", want=want("complete", "pooled"), script=sse(chunks, framing="length")),
         Fault(name="F11-fin", want=want("cut", "self"), script=sse(chunks, end="fin")),
         Fault(name="F11-rst", want=want("cut", "self"), script=sse(chunks, end="rst")),
-        Fault(name="F11-stall", want=want("cut", "closed"), script=sse(chunks, end="hang")),
+        Fault(name="F11-stall", want=want("cut", "closed"), script=sse(chunks, end="hang"), upstream=QUICK),
         Fault(name="F11-then-done", want=want("complete", "pooled", sent + events.DONE), script=sse([*chunks, events.DONE])),
     ]
 
@@ -88,11 +86,12 @@ def broken_streams() -> list[Fault]:
     ticks = [events.role(), *[events.content("tick")] * 30]
     return [
         *faults,
-        Fault(name="F16-stall", want=stalled(SENT), script=sse(START, end="hang")),
+        Fault(name="F16-stall", want=stalled(SENT), script=sse(START, end="hang"), upstream=QUICK),
         Fault(
             name="F16-stall-in-an-event",
             want=replace(stalled(SENT), body=b"".join(half), has_error_event=False),
             script=sse(half, end="hang"),
+            upstream=QUICK,
         ),
         Fault(
             name="F16-total",
@@ -183,8 +182,9 @@ def odd_answers() -> list[Fault]:
     malformed = [*START, b"data: {not json}\n\n", b"data: \xff\xfe\n\n", events.content("!"), events.DONE]
     large = b"data: " + b"x" * (2 * 2**20) + b"\n\n"
     giant = [*START, large, events.DONE]
-    bad = refused(502, "upstream_bad_response", "protocol_error", "pooled")
-    empty = refused(502, "upstream_empty_response", "empty", "pooled")
+    unread_giant = complete(b"".join(giant), "free")
+    bad = refused(502, "upstream_bad_response", "protocol_error", "free")
+    empty = refused(502, "upstream_empty_response", "empty", "free")
     html = [("Content-Type", "text/html")]
     no_answer = [
         Fault(name="F19-html", want=bad, script=respond(200, html, b"<html>hello</html>")),
@@ -245,8 +245,8 @@ def odd_answers() -> list[Fault]:
             talk=twice,
             also=used_two_connections,
         ),
-        Fault(name="F30-large-event", want=complete(b"".join(giant), "free"), script=sse(giant)),
-        Fault(name="F30-large-event-in-pieces", want=complete(b"".join(giant), "free"), script=in_pieces(giant)),
+        Fault(name="F30-large-event", want=unread_giant, script=sse(giant), also=counted_unreadable(1)),
+        Fault(name="F30-large-event-in-pieces", want=unread_giant, script=in_pieces(giant), also=counted_unreadable(1)),
     ]
 
 
@@ -306,7 +306,6 @@ def short_bodies() -> list[Fault]:
                     name=f"F18-{end}-after-commit-{framing}",
                     want=cut(ANSWER_BYTES[:30], code, event=False),
                     script=body([half, ANSWER_BYTES[20:30]], framing=framing, end=end, pause=2.3),
-                    upstream=SLOW,
                     stream=False,
                 )
             )

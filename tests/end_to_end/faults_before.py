@@ -3,19 +3,20 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from tests.end_to_end.fault_bed import Fault, Seen, Want
+from tests.end_to_end.fault_bed import QUICK, Fault, Seen, Want
 from tests.end_to_end.fault_wants import SENT, START, WHOLE, both, complete, cut, refused, stalled, twice
 from tests.fakes import events
 from tests.fakes.certificates import Authority
-from tests.fakes.scripts import EVENT_STREAM, body, close, error_answer, hang, head, in_turn, raw, reset, respond, sse
+from tests.fakes.scripts import EVENT_STREAM, End, body, close, error_answer, hang, head, in_turn, raw, reset, respond, sse
 from tests.fakes.upstream import ScriptedUpstream
 
 Check = Callable[[Seen], None]
+FAILING = (("F24", 429), ("F25", 500), ("F25", 502), ("F25", 504), ("F26", 503), ("F26", 529))
 
 
 def connecting(ports: Mapping[str, int]) -> list[Fault]:
     """F1 to F4: no connection."""
-    no_name = {"base_url": "http://nowhere.invalid/v1", "timeouts": {"connect": "5s"}}
+    no_name = {"base_url": "http://nowhere.invalid/v1"}
     faults = [
         Fault(
             name="F1-refused",
@@ -25,7 +26,7 @@ def connecting(ports: Mapping[str, int]) -> list[Fault]:
         Fault(
             name="F2-black-hole",
             want=refused(504, "upstream_connect_timeout", "timeout_connect", "none", requests=0),
-            upstream={"base_url": f"http://127.0.0.1:{ports['swallowing']}/v1"},
+            upstream={"base_url": f"http://127.0.0.1:{ports['swallowing']}/v1", **QUICK},
         ),
         Fault(name="F3-no-such-name", want=refused(502, "upstream_dns_error", "dns_error", "none", requests=0), upstream=no_name),
     ]
@@ -52,7 +53,7 @@ def secured(authority: Authority, tls: Mapping[str, ScriptedUpstream]) -> list[F
         Fault(
             name="F15-tls", want=cut(SENT + half, "upstream_truncated", event=False), script=sse([*START, half], end="fin"), upstream=good
         ),
-        Fault(name="F16-tls", want=stalled(SENT), script=sse(START, end="hang"), upstream=good),
+        Fault(name="F16-tls", want=stalled(SENT), script=sse(START, end="hang"), upstream={**good, **QUICK}),
     ]
 
 
@@ -126,27 +127,29 @@ def before_the_answer() -> list[Fault]:
             want=refused(502, "upstream_truncated", "stream_broken", "self"),
             script=raw(b"HTTP/1.1 200 OK\r\nContent-", end="fin"),
         ),
-        Fault(name="F7-silence", want=late, script=hang()),
-        Fault(name="F7-half-a-head", want=late, script=raw(b"HTTP/1.1 200 OK\r\nContent-", end="hang")),
-        Fault(name="F7-interim-only", want=late, script=raw(b"HTTP/1.1 100 Continue\r\n\r\n", end="hang")),
+        Fault(name="F7-silence", want=late, script=hang(), upstream=QUICK),
+        Fault(name="F7-half-a-head", want=late, script=raw(b"HTTP/1.1 200 OK\r\nContent-", end="hang"), upstream=QUICK),
+        Fault(name="F7-interim-only", want=late, script=raw(b"HTTP/1.1 100 Continue\r\n\r\n", end="hang"), upstream=QUICK),
     ]
     rows = [row for fault in rows for row in both(fault)]
     first_event = refused(504, "upstream_first_event_timeout", "timeout_first_token", "closed")
     return [
         *rows,
-        Fault(name="F8-head-only", want=first_event, script=sse([], end="hang")),
-        Fault(name="F8-comments-only", want=first_event, script=comments),
-        Fault(name="F8-role-only", want=first_event, script=sse([events.role()], end="hang")),
+        Fault(name="F8-head-only", want=first_event, script=sse([], end="hang"), upstream=QUICK),
+        Fault(name="F8-comments-only", want=first_event, script=comments, upstream=QUICK),
+        Fault(name="F8-role-only", want=first_event, script=sse([events.role()], end="hang"), upstream=QUICK),
         Fault(
             name="F8-head-only-json",
-            want=refused(504, "stream_idle_timeout", "timeout_idle", "closed"),
+            want=first_event,
             script=body([], end="hang"),
+            upstream=QUICK,
             stream=False,
         ),
         Fault(
             name="F8-half-a-body-json",
             want=refused(504, "stream_idle_timeout", "timeout_idle", "closed"),
             script=body([b'{"id":'], end="hang"),
+            upstream=QUICK,
             stream=False,
         ),
         Fault(
@@ -194,14 +197,14 @@ def error_first() -> list[Fault]:
             ("created-error", 500, [started, flat], "/v1/responses"),
         )
     ]
-    broken = [("fin", "fin", "upstream_truncated"), ("rst", "rst", "upstream_reset"), ("clean", "clean", "upstream_truncated")]
+    broken: list[tuple[End, str]] = [("fin", "upstream_truncated"), ("rst", "upstream_reset"), ("clean", "upstream_truncated")]
     faults += [
         Fault(
-            name=f"F10-role-then-{name}",
-            want=refused(502, code, "stream_broken", "self" if name != "clean" else "pooled"),
-            script=sse([events.role()], end=end),  # type: ignore[arg-type]
+            name=f"F10-role-then-{end}",
+            want=refused(502, code, "stream_broken", "self" if end != "clean" else "pooled"),
+            script=sse([events.role()], end=end),
         )
-        for name, end, code in broken
+        for end, code in broken
     ]
     return faults
 
@@ -217,7 +220,7 @@ def refusals() -> list[Fault]:
         is_wildcard = name == "404"
         rows.append(Fault(name=f"F21-{name}", want=want, script=error_answer(status), is_wildcard=is_wildcard, also=is_their_error))
     for status in (401, 403):
-        want = refused(502, "upstream_auth_error", f"http_{status}", "pooled")
+        want = refused(502, "upstream_auth_error", f"http_{status}", "free")
         rows.append(Fault(name=f"F22-{status}", want=want, script=error_answer(status), also=has_no(b"scripted")))
         passed = Want(outcome="rejected", status=status, results=(f"http_{status}",))
         rows.append(
@@ -231,20 +234,14 @@ def refusals() -> list[Fault]:
             )
         )
     rows.append(
-        Fault(name="F23-402", want=refused(503, "upstream_quota", "http_402", "pooled"), script=error_answer(402), also=has_retry_after)
+        Fault(name="F23-402", want=refused(503, "upstream_quota", "http_402", "free"), script=error_answer(402), also=has_retry_after)
     )
-    for status, result in (
-        (429, "http_429"),
-        (500, "http_5xx"),
-        (502, "http_5xx"),
-        (503, "http_5xx"),
-        (504, "http_5xx"),
-        (529, "http_5xx"),
-    ):
+    for number, status in FAILING:
+        result = "http_429" if status == 429 else "http_5xx"
         want = Want(outcome="upstream_failed", status=status, results=(result,))
         rows.append(
             Fault(
-                name=f"F{24 if status == 429 else 26 if status in (503, 529) else 25}-{status}",
+                name=f"{number}-{status}",
                 want=want,
                 script=error_answer(status, headers=[("Retry-After", "7")]),
                 also=is_their_error,
@@ -253,9 +250,7 @@ def refusals() -> list[Fault]:
     for status in (301, 302, 303, 307, 308):
         moved = respond(status, [("Location", "/v1/elsewhere"), ("Content-Type", "text/plain")], b"moved to elsewhere")
         rows.append(
-            Fault(
-                name=f"F27-{status}", want=refused(502, "upstream_redirect", "redirect", "pooled"), script=moved, also=has_no(b"elsewhere")
-            )
+            Fault(name=f"F27-{status}", want=refused(502, "upstream_redirect", "redirect", "free"), script=moved, also=has_no(b"elsewhere"))
         )
     return [row for fault in rows for row in both(fault)]
 

@@ -1,19 +1,21 @@
-"""A relay under attack: sends raw bytes, and asserts what came back, what reached the upstream, what was logged, and that it still serves."""
+"""A relay under attack: raw bytes go in, and what came back, what reached the upstream and what was logged is asserted."""
 
 import asyncio
 import json
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from tests.fakes.client import Pairs, RawClient, Response
+from tests.fakes.client import Pairs, Response
 from tests.fakes.relay import RelayProcess
 from tests.fakes.scripts import json_answer
 from tests.fakes.upstream import Request, ScriptedUpstream
 
 CHAT = "/v1/chat/completions"
 ANSWER = {"id": "chatcmpl-1", "object": "chat.completion", "choices": [{"index": 0, "message": {"role": "assistant", "content": "fine"}}]}
+LOG_SECONDS = 5.0
 ENVELOPE = {"message", "type", "param", "code"}
 STATUS_LINE = re.compile(rb"^HTTP/1\.1 \d{3} ", re.MULTILINE)
 SMUGGLED = b'POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 20\r\n\r\n{"model":"smuggled"}'
@@ -35,7 +37,7 @@ class Refusal:
 class Bed:
     """A running relay, and the scripted upstream behind it."""
 
-    def __init__(self, relay: RelayProcess, upstream: ScriptedUpstream, *, headers: Pairs = ()) -> None:
+    def __init__(self, relay: RelayProcess, upstream: ScriptedUpstream, *, headers: Iterable[tuple[str, str]] = ()) -> None:
         """Attack `relay`; `headers` go with the requests that show that it still serves."""
         self.relay = relay
         self.upstream = upstream
@@ -78,10 +80,28 @@ class Bed:
 
     async def line(self, response: Response) -> dict[str, Any]:
         """Return the only log line of an exchange, found by its request id."""
-        request_id = response.header("x-relay-request-id")
-        assert request_id is not None, response.raw
-        (line,) = await self.relay.wait_log(request_id=request_id.decode())
+        request_id = (response.header("x-relay-request-id") or b"").decode()
+        assert request_id, response.raw
+        async with asyncio.timeout(LOG_SECONDS):
+            while not (found := [line for line in self.whole_lines if request_id in line and '"event":"request"' in line]):
+                await asyncio.sleep(0.005)
+        assert len(found) == 1, found
+        line = json.loads(found[0])
+        assert isinstance(line, dict)
         return line
+
+    @property
+    def whole_lines(self) -> list[str]:
+        """Return the lines of the log that are written to their end."""
+        return self.relay.stderr().split("\n")[:-1]
+
+    async def settle_accounts(self) -> None:
+        """Assert at the end that nothing is in flight, and that the metrics count exactly the outcomes that the log tells."""
+        await self.relay.assert_identities()
+        metrics = await self.relay.settled()
+        told = Counter(line["outcome"] for line in self.relay.logs("request"))
+        assert told == {outcome: metrics.sum("relay_requests_total", outcome=outcome) for outcome in told}
+        assert sum(told.values()) == metrics.sum("relay_requests_total")
 
     @property
     def seen(self) -> tuple[int, int]:
@@ -96,15 +116,12 @@ class Bed:
 
     async def send(self, target: str | bytes, value: object, headers: Pairs = (), *, method: str = "POST") -> Response:
         """Send JSON, or bytes as they are (None: no body), on a connection of its own and take the answer."""
-        headers = tuple(headers)
-        assert value is None or method == "POST" or headers, "a body with another method needs its Content-Type"
+        lines = list(headers)
+        body = value if value is None or isinstance(value, bytes) else json.dumps(value).encode()
+        if body is not None and not any(str(name).lower() == "content-type" for name, _ in lines):
+            lines.append(("Content-Type", "application/json"))
         async with await self.relay.connect() as client:
-            if value is None:
-                await client.request(method, target, headers)
-            elif any(str(name).lower() == "content-type" for name, _ in headers):
-                await client.request(method, target, headers, value if isinstance(value, bytes) else json.dumps(value).encode())
-            else:
-                await client.post(target, value, headers)
+            await client.request(method, target, lines, body)
             return await client.read_response(method=method)
 
     async def forwarded(self, target: str | bytes, value: object, headers: Pairs = (), *, method: str = "POST") -> tuple[Response, Request]:
@@ -128,17 +145,3 @@ def post(*lines: bytes, body: bytes = b"{}", path: bytes = b"/v1/chat/completion
 def answers_in(data: bytes) -> int:
     """Count the status lines in what a client got."""
     return len(STATUS_LINE.findall(data))
-
-
-async def everything(client: RawClient, *, within: float = 5.0) -> bytes:
-    """Take all bytes until the relay closes, or until it is quiet for a moment with the connection open."""
-    try:
-        data, _ = await client.read_until_close(within=within)
-    except TimeoutError:
-        data = bytes(client.inbox)
-    return data
-
-
-async def gather(*work: Any) -> Sequence[Any]:
-    """Run independent cases at the same time."""
-    return await asyncio.gather(*work)

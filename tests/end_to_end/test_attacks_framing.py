@@ -92,12 +92,13 @@ CASES: dict[str, tuple[bytes, Refusal]] = {
     "A9 TRACE": (request(b"TRACE /v1/files HTTP/1.1", b"Host: relay"), Refusal(status=405, code="method_not_allowed", closes=True)),
     "A10 websocket elsewhere": (post(b"Connection: Upgrade", b"Upgrade: websocket", b"Content-Length: 2"), BAD_UPGRADE),
     "A10 websocket with a body": (
-        request(
-            b"GET /v1/realtime HTTP/1.1", b"Host: a", b"Connection: Upgrade", b"Upgrade: websocket", b"Content-Length: 2", body=b"{}"
-        ),
+        request(b"GET /v1/realtime HTTP/1.1", b"Host: a", b"Connection: Upgrade", b"Upgrade: websocket", b"Content-Length: 2", body=b"{}"),
         BAD_UPGRADE,
     ),
-    "A10 h2c": (post(b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABk", b"Content-Length: 2"), BAD_UPGRADE),
+    "A10 h2c": (
+        post(b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABk", b"Content-Length: 2"),
+        BAD_UPGRADE,
+    ),
     "A10 h2c on realtime": (request(b"GET /v1/realtime HTTP/1.1", b"Host: a", b"Connection: Upgrade", b"Upgrade: h2c"), BAD_UPGRADE),
     "A10 Upgrade not nominated": (request(b"GET /v1/files HTTP/1.1", b"Host: a", b"Upgrade: websocket"), BAD_UPGRADE),
     "A15 long path": (request(b"GET /v1/files/" + b"SECRETPATH" * 1000 + b" HTTP/1.1", b"Host: a"), TOO_LARGE),
@@ -120,7 +121,7 @@ CASES: dict[str, tuple[bytes, Refusal]] = {
 async def bed(shared_relay_with: RelayWith, shared_upstream: ScriptedUpstream) -> AsyncIterator[Bed]:
     bed = Bed(await shared_relay_with(config_for(shared_upstream)), shared_upstream)
     yield bed
-    await bed.relay.assert_identities()
+    await bed.settle_accounts()
     assert not shared_upstream.of("smuggled")
 
 
@@ -142,7 +143,9 @@ async def test_ambiguous_request_is_refused_and_nothing_behind_it_is_read(bed: B
 async def test_a8_host_decides_neither_route_nor_address_nor_what_the_upstream_is_told(bed: Bed) -> None:
     bed.upstream.route("host", scripts.json_answer(ANSWER))
     for host in ("evil.example", f"127.0.0.1:{bed.relay.port + 1}", "[::1]:80", "169.254.169.254"):
-        answer, got = await bed.forwarded(CHAT, {"model": "host"}, [("Host", host), ("X-Forwarded-Host", "evil"), ("Forwarded", "host=evil")])
+        answer, got = await bed.forwarded(
+            CHAT, {"model": "host"}, [("Host", host), ("X-Forwarded-Host", "evil"), ("Forwarded", "host=evil")]
+        )
         assert answer.status == 200
         assert got.all("host") == [f"127.0.0.1:{bed.upstream.port}".encode()]
         assert b"evil" not in got.head

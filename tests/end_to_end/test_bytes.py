@@ -1,7 +1,7 @@
 """What the client gets is what the upstream sent, byte for byte, whatever it was and however TCP cut it.
 
 Random streams are compared whole; the relay may add at most one error event of its own behind them, and only to a stream that had no
-terminator. Other bodies are a table. 64 MiB go through in both directions while the relay's memory stays flat.
+terminator. Other bodies are a table.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import itertools
 import json
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -21,13 +21,10 @@ from tests.conftest import RelayWith
 from tests.fakes.client import Response
 from tests.fakes.events import DONE, chat_chunk, content, error, event, role
 from tests.fakes.relay import RelayProcess, config_for
-from tests.fakes.scripts import BodyFraming, Script, head, raw, respond
+from tests.fakes.scripts import BodyFraming, head, raw, respond
 from tests.fakes.upstream import Peer, ScriptedUpstream
 
 CHAT = "/v1/chat/completions"
-MIB = 2**20
-FLAT_BYTES = 16 * MIB
-"""How much the relay may grow while 64 MiB pass."""
 
 
 @pytest.fixture(scope="module")
@@ -339,153 +336,6 @@ async def test_slow_whole_answer_is_released_after_two_seconds(relay: RelayProce
         await client.read_until(body[:50], within=2.2)
         got = await client.read_response()
     assert (got.body, got.all("content-length"), got.end) == (body, [str(len(body)).encode()], "complete")
-
-
-# 64 MiB in both directions
-
-
-class Memory:
-    """Watches how far the relay's memory grows."""
-
-    def __init__(self, relay: RelayProcess) -> None:
-        self._process = relay.process
-        self._start = self._process.memory_info().rss
-        self.growth = 0
-
-    async def watch(self) -> None:
-        while True:
-            self.growth = max(self.growth, self._process.memory_info().rss - self._start)
-            await asyncio.sleep(0.02)
-
-    async def during(self, work: Callable[[], object]) -> None:
-        watcher = asyncio.create_task(self.watch())
-        try:
-            await work()  # type: ignore[misc]
-        finally:
-            watcher.cancel()
-            await asyncio.gather(watcher, return_exceptions=True)
-
-
-BIG = 64 * MIB
-BLOCK = random.Random(64).randbytes(MIB)
-
-
-def big_hash() -> str:
-    digest = hashlib.sha256()
-    for number in range(BIG // MIB):
-        digest.update(number.to_bytes(4, "big") + BLOCK[4:])
-    return digest.hexdigest()
-
-
-def blocks() -> list[bytes]:
-    """The parts of 64 MiB, each different from the others."""
-    return [number.to_bytes(4, "big") + BLOCK[4:] for number in range(BIG // MIB)]
-
-
-@pytest.mark.parametrize("framing", ["length", "chunked"])
-async def test_upload_of_64_mib_arrives_unchanged_with_memory_flat(
-    relay: RelayProcess, shared_upstream: ScriptedUpstream, framing: str
-) -> None:
-    path = f"/v1/files/up-{framing}"
-    start, end = b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n', b"\r\n--b--\r\n"
-
-    async def receive(peer: Peer) -> None:
-        body = await peer.body()
-        digest = hashlib.sha256(body[len(start) : len(body) - len(end)]).hexdigest()
-        peer.request.body = b""
-        await respond(
-            200, [JSON], json.dumps({"id": "file-1", "sha": digest, "ends": body.startswith(start) and body.endswith(end)}).encode()
-        )(peer)
-
-    shared_upstream.route(path, receive, early=True)
-    lines: list[tuple[str, str]] = [("Content-Type", "multipart/form-data; boundary=b")]
-    size = len(start) + BIG + len(end)
-    lines.append(("Content-Length", str(size)) if framing == "length" else ("Transfer-Encoding", "chunked"))
-
-    async with await relay.connect() as client:
-
-        async def upload() -> None:
-            await client.request("POST", path, lines)
-            put = client.send if framing == "length" else client.send_chunk
-            for part in [start, *blocks(), end]:
-                await put(part)
-            if framing == "chunked":
-                await client.send(b"0\r\n\r\n")
-
-        memory = Memory(relay)
-        await memory.during(upload)
-        got = await client.read_response()
-    assert got.json() == {"id": "file-1", "sha": big_hash(), "ends": True}
-    (request,) = shared_upstream.of(path)
-    assert request.header("content-type") == b"multipart/form-data; boundary=b"
-    assert request.header("content-length") == (str(size).encode() if framing == "length" else None)
-    assert memory.growth < FLAT_BYTES, memory.growth
-
-
-async def test_upload_waits_for_an_upstream_that_does_not_read(relay: RelayProcess, shared_upstream: ScriptedUpstream) -> None:
-    path = "/v1/files/stuffed"
-
-    async def dawdle(peer: Peer) -> None:
-        peer.pause_reading()
-        await asyncio.sleep(1.0)
-        peer.resume_reading()
-        size = len(await peer.body())
-        peer.request.body = b""
-        await respond(200, [JSON], b'{"size":%d}' % size)(peer)
-
-    shared_upstream.route(path, dawdle, early=True)
-    async with await relay.connect() as client:
-
-        async def upload() -> None:
-            await client.request("POST", path, [("Content-Type", "multipart/form-data; boundary=b"), ("Content-Length", str(BIG))])
-            for part in blocks():
-                await client.send(part)
-
-        memory = Memory(relay)
-        await memory.during(upload)
-        assert (await client.read_response()).json() == {"size": BIG}
-    assert memory.growth < FLAT_BYTES, memory.growth
-
-
-@pytest.mark.parametrize("framing", ["length", "chunked", "close"])
-async def test_download_of_64_mib_arrives_unchanged_with_memory_flat(
-    relay: RelayProcess, shared_upstream: ScriptedUpstream, framing: str
-) -> None:
-    path = f"/v1/files/{framing}/content"
-    framing_line = {"length": [("Content-Length", str(BIG))], "chunked": [("Transfer-Encoding", "chunked")], "close": []}[framing]
-
-    async def send(peer: Peer) -> None:
-        await peer.send(head(200, [("Content-Type", "application/octet-stream"), *framing_line]))
-        for part in blocks():
-            await (peer.send_chunk(part) if framing == "chunked" else peer.send(part))
-        if framing == "chunked":
-            await peer.send(b"0\r\n\r\n")
-        elif framing == "close":
-            await peer.fin()
-
-    shared_upstream.route(path, send)
-    async with await relay.connect() as client:
-        await client.request("GET", path)
-        memory = Memory(relay)
-        got: list[Response] = []
-
-        async def download() -> None:
-            got.append(await client.read_response(method="GET", within=30))
-
-        await memory.during(download)
-    assert (hashlib.sha256(got[0].body).hexdigest(), got[0].end) == (big_hash(), "complete")
-    assert memory.growth < FLAT_BYTES, memory.growth
-
-
-async def test_upload_answered_early_gives_the_answer(relay: RelayProcess, shared_upstream: ScriptedUpstream) -> None:
-    path = "/v1/files/refused"
-    refusal: Script = respond(413, [JSON], b'{"error":{"message":"too large"}}')
-    shared_upstream.route(path, refusal, early=True)
-    async with await relay.connect() as client:
-        await client.request("POST", path, [("Content-Type", "multipart/form-data; boundary=b"), ("Content-Length", str(BIG))])
-        await client.send(b"x" * 100_000)
-        got = await client.read_response()
-    assert (got.status, got.body) == (413, b'{"error":{"message":"too large"}}')
 
 
 async def test_accounts_are_in_order_afterwards(relay: RelayProcess) -> None:

@@ -1,6 +1,7 @@
 """Stand-ins for what transports, pools and exchanges are to the machines under test: no sockets, everything written down."""
 
 import asyncio
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -52,11 +53,17 @@ class FakeTransport(asyncio.Transport):
 class FakeSocket:
     """Takes note of the options that are set."""
 
+    family = socket.AF_UNIX
+    """Not TCP, so that nobody sets TCP's options."""
+
     def __init__(self) -> None:
         self.options: list[tuple[int, int, bytes]] = []
 
     def setsockopt(self, level: int, name: int, value: bytes) -> None:
         self.options.append((level, name, value))
+
+    def fileno(self) -> int:
+        return -1
 
 
 class FakeHome:
@@ -92,6 +99,7 @@ class RecordingReceiver:
     def __init__(self, *, takes_switch: bool = False) -> None:
         self.log: list[Any] = []
         self.heads: list[ResponseHead] = []
+        self.crashes: list[Exception] = []
         self.ends: list[tuple[BodyEnd, bool]] = []
         self.relay: RecordingFeed | None = None
         self.switched: list[tuple[ResponseHead, bytes]] = []
@@ -115,6 +123,9 @@ class RecordingReceiver:
         self.ends.append((how, anything))
         self.log.append(("end", how))
 
+    def crash(self, error: Exception) -> None:
+        self.crashes.append(error)
+
     @property
     def body(self) -> bytes:
         return b"" if self.relay is None else self.relay.body
@@ -126,10 +137,12 @@ class RecordingReceiver:
 
 def request_for(method: str = "GET", *, body: bytes = b"", is_upload: bool = False) -> UpstreamRequest:
     """A request on its way up."""
-    return UpstreamRequest(upstream=UPSTREAM, method=method, head=b"%b / HTTP/1.1\r\n\r\n" % method.encode(), body=body, is_upload=is_upload)
+    return UpstreamRequest(
+        upstream=UPSTREAM, method=method, head=b"%b / HTTP/1.1\r\n\r\n" % method.encode(), body=body, is_upload=is_upload
+    )
 
 
-def exchange_for(*, method: str = "POST", route: str = "fast", has_chunks: bool = True, headers: Headers = ()) -> Exchange:
+def exchange_for(*, method: str = "POST", route: str = "fast", headers: Headers = ()) -> Exchange:
     """An exchange with one attempt under way."""
     target = Target(upstream=UPSTREAM, model="m")
     request = ClientRequest(
@@ -142,7 +155,6 @@ def exchange_for(*, method: str = "POST", route: str = "fast", has_chunks: bool 
         received_at=0.0,
         client_ip="127.0.0.1",
         key=Key(name="alice"),
-        has_chunks=has_chunks,
     )
     exchange = Exchange(request=request, route=Route(name=route, targets=(target,), timeouts=Timeouts()))
     exchange.attempts.append(Attempt(target=target, started_at=0.0))

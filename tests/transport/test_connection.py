@@ -9,7 +9,10 @@ from relay.stream import BodyEnd
 from relay.transport.connection import MAX_HEAD, MAX_HEADERS, MAX_INTERIM, MAX_LINE, Connection
 from tests.transport.doubles import FakeHome, FakeTransport, RecordingReceiver, request_for
 
-CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n"
+CHUNKED = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b"5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n"
+)
 LENGTH = b"HTTP/1.1 200 OK\r\nContent-Type: Application/JSON\r\nContent-Length: 11\r\n\r\nhello world"
 CLOSE = b"HTTP/1.1 200 OK\r\nContent-Type: audio/mpeg\r\nConnection: close\r\n\r\nhello world"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -122,7 +125,9 @@ async def test_trailers_are_dropped() -> None:
 # No body
 
 
-@pytest.mark.parametrize("raw", [b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"])
+@pytest.mark.parametrize(
+    "raw", [b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"]
+)
 async def test_an_answer_to_head_ends_with_its_head(raw: bytes) -> None:
     bed = Bed("HEAD")
     receiver = bed.feed(raw)
@@ -343,6 +348,21 @@ async def test_a_receiver_that_closes_in_its_head_gets_nothing_more() -> None:
     bed.receiver.on_head = lambda: bed.connection.close(bed.receiver)
     receiver = bed.feed(CHUNKED)
     assert receiver.log == ["head"]
+    assert bed.transport.is_aborted
+    assert not bed.is_kept
+
+
+async def test_a_bug_of_the_receiver_is_told_to_it_and_closes_the_connection() -> None:
+    """F46."""
+
+    def fail() -> None:
+        raise KeyError("a bug")
+
+    bed = Bed()
+    bed.receiver.on_head = fail
+    receiver = bed.feed(CHUNKED)
+    assert [type(error) for error in receiver.crashes] == [KeyError]
+    assert (receiver.body, receiver.ends) == (b"", [])
     assert bed.transport.is_aborted
     assert not bed.is_kept
 

@@ -1,0 +1,240 @@
+"""What is counted: one observation per exchange, closed label sets, and both expositions readable by the library's own parsers."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from relay.exchange import AttemptResult, Operation, Outcome, StreamMeter, Usage
+from relay.telemetry import families
+from relay.telemetry.families import Family
+from relay.telemetry.metrics import NO_ROUTE, Metrics
+from tests.telemetry.summaries import CONFIG, FAST, STAR, attempt, ended, head
+
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+FAMILIES = [value for value in vars(families).values() if isinstance(value, Family)]
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return made()
+
+
+def made(connections: dict[str, tuple[int, int]] | None = None, dropped: list[int] | None = None) -> Metrics:
+    return Metrics(CONFIG, "1.2.3", connections=lambda: connections or {}, dropped=lambda: (dropped or [0])[0])
+
+
+def samples(metrics: Metrics, accept: str = "") -> Iterator[tuple[str, dict[str, str], float]]:
+    _, body = metrics.render(accept)
+    parse = parse_openmetrics if accept else parse_text
+    for family in parse(body.decode()):
+        for sample in family.samples:
+            yield sample.name, sample.labels, sample.value
+
+
+def value(metrics: Metrics, metric: str, /, **labels: str) -> float:
+    return sum(number for name, own, number in samples(metrics) if name == metric and labels.items() <= own.items())
+
+
+def observe(metrics: Metrics, *args: object, **settings: object) -> None:
+    exchange, summary = ended(*args, **settings)  # type: ignore[arg-type]
+    metrics.began()
+    if exchange.route is not None:
+        metrics.routed(exchange)
+    metrics.ended(exchange, summary)
+
+
+def test_a_request_is_counted_once_by_all_that_it_was(metrics: Metrics) -> None:
+    observe(metrics, Outcome.COMPLETE, attempt())
+    labels = {"operation": "chat", "route": "fast", "stream": "true", "code": "200", "outcome": "complete"}
+    assert value(metrics, "relay_requests_total", **labels) == 1
+    assert value(metrics, "relay_requests_total") == 1
+    assert value(metrics, "relay_request_duration_seconds_count", operation="chat", route="fast", stream="true", result="good") == 1
+    assert value(metrics, "relay_request_duration_seconds_sum") == pytest.approx(2.0)
+    assert value(metrics, "relay_key_requests_total", key="alice", outcome="complete") == 1
+    assert value(metrics, "relay_upstream_attempts_total", route="fast", upstream="mine", result="success") == 1
+
+
+@pytest.mark.parametrize("outcome", list(Outcome))
+def test_each_outcome_is_counted_under_its_name(metrics: Metrics, outcome: Outcome) -> None:
+    before = value(metrics, "relay_requests_total", outcome=outcome.value)
+    observe(metrics, outcome, status=418)
+    assert value(metrics, "relay_requests_total", outcome=outcome.value, code="418") == 1
+    assert value(metrics, "relay_requests_total", outcome=outcome.value) == before + 1
+
+
+@pytest.mark.parametrize(
+    ("outcome", "result"),
+    [
+        (Outcome.COMPLETE, "good"),
+        (Outcome.UPSTREAM_CUT, "bad"),
+        (Outcome.UPSTREAM_FAILED, "bad"),
+        (Outcome.INTERNAL_ERROR, "bad"),
+        (Outcome.DRAINED, "bad"),
+        (Outcome.CLIENT_GONE, "not_counted"),
+        (Outcome.REJECTED, "not_counted"),
+        (Outcome.INVALID_REQUEST, "not_counted"),
+    ],
+)
+def test_an_outcome_is_good_bad_or_not_counted(metrics: Metrics, outcome: Outcome, result: str) -> None:
+    observe(metrics, outcome)
+    assert value(metrics, "relay_request_duration_seconds_count", result=result) == 1
+
+
+def test_what_ended_before_a_route_was_found_has_no_route(metrics: Metrics) -> None:
+    observe(metrics, Outcome.UNAUTHORIZED, status=401, route=None, key=None)
+    assert value(metrics, "relay_requests_total", route=NO_ROUTE, code="401", outcome="unauthorized") == 1
+    assert value(metrics, "relay_key_requests_total") == 0
+    assert value(metrics, "relay_requests_in_flight") == 0
+
+
+def test_lists_of_models_are_not_counted_but_accounted_for(metrics: Metrics) -> None:
+    observe(metrics, Outcome.COMPLETE, operation=Operation.MODELS, route=None)
+    assert value(metrics, "relay_requests_total") == 0
+    assert metrics.in_flight == 0
+
+
+def test_what_is_in_flight_is_counted_by_route(metrics: Metrics) -> None:
+    first, first_summary = ended(Outcome.COMPLETE)
+    second, second_summary = ended(Outcome.COMPLETE, route=STAR, is_stream=False)
+    for exchange in (first, second):
+        metrics.began()
+        metrics.routed(exchange)
+    assert metrics.in_flight == 2
+    assert value(metrics, "relay_requests_in_flight", route="fast", stream="true") == 1
+    assert value(metrics, "relay_requests_in_flight", route="*", stream="false") == 1
+    metrics.ended(first, first_summary)
+    metrics.ended(second, second_summary)
+    assert metrics.in_flight == value(metrics, "relay_requests_in_flight") == 0
+    assert value(metrics, "relay_invariant_violations_total") == 0
+
+
+def test_an_exchange_that_ends_twice_breaks_an_identity_that_is_seen(metrics: Metrics) -> None:
+    exchange, summary = ended(Outcome.COMPLETE)
+    metrics.began()
+    metrics.routed(exchange)
+    metrics.ended(exchange, summary)
+    metrics.ended(exchange, summary)
+    assert value(metrics, "relay_invariant_violations_total", invariant="ended_is_at_most_started") == 1
+
+
+def test_an_exchange_that_is_served_and_never_began_breaks_an_identity_that_is_seen(metrics: Metrics) -> None:
+    ghost, _ = ended(Outcome.COMPLETE)
+    metrics.routed(ghost)
+    observe(metrics, Outcome.COMPLETE)
+    assert value(metrics, "relay_invariant_violations_total", invariant="open_is_in_flight") == 1
+
+
+def test_times_are_observed_once_per_stream(metrics: Metrics) -> None:
+    meter = StreamMeter(first_content_at=10.7, last_content_at=11.7, content_events=11)
+    made_attempt = attempt(meter=meter)
+    exchange, _ = ended(Outcome.COMPLETE, made_attempt)
+    exchange.first_content_written_at = 10.8
+    exchange.backpressure_seconds = 0.25
+    from relay.exchange import summarize
+
+    metrics.began()
+    metrics.ended(exchange, summarize(exchange, 12.0))
+    for name, seconds in (
+        ("relay_time_to_first_token_seconds", 0.8),
+        ("relay_upstream_time_to_first_token_seconds", 0.5),
+        ("relay_inter_token_latency_seconds", 0.1),
+        ("relay_overhead_seconds", 0.2),
+    ):
+        assert value(metrics, f"{name}_count") == 1, name
+        assert value(metrics, f"{name}_sum") == pytest.approx(seconds), name
+    assert value(metrics, "relay_client_backpressure_seconds_total", route="fast") == pytest.approx(0.25)
+    assert value(metrics, "relay_stream_fidelity_total", mode="exact", why="") == 1
+
+
+def test_a_fallback_and_a_resend_are_told_apart(metrics: Metrics) -> None:
+    first = attempt(result=AttemptResult.HTTP_5XX, head=head(500))
+    second = attempt(FAST.targets[1], AttemptResult.STREAM_BROKEN)
+    resend = attempt(FAST.targets[1], AttemptResult.SUCCESS, is_resend=True)
+    observe(metrics, Outcome.COMPLETE, first, second, resend)
+    assert value(metrics, "relay_upstream_attempts_total") == 3
+    assert value(metrics, "relay_fallbacks_total") == 1
+    assert value(metrics, "relay_fallbacks_total", route="fast", from_upstream="mine", to_upstream="other", reason="http_5xx") == 1
+    assert value(metrics, "relay_stale_connection_resends_total", upstream="other") == 1
+
+
+def test_an_attempt_without_a_result_was_cancelled(metrics: Metrics) -> None:
+    observe(metrics, Outcome.CLIENT_GONE, attempt(result=None))
+    assert value(metrics, "relay_upstream_attempts_total", result="cancelled") == 1
+
+
+def test_tokens_are_counted_by_type_and_key(metrics: Metrics) -> None:
+    meter = StreamMeter(usage=Usage(input=100, output=50, cached=30, reasoning=20), malformed_events=2)
+    observe(metrics, Outcome.COMPLETE, attempt(meter=meter))
+    for kind, amount in (("input", 100), ("output", 50), ("cached_input", 30), ("reasoning", 20)):
+        assert value(metrics, "relay_tokens_total", route="fast", upstream="mine", type=kind, source="reported") == amount
+        assert value(metrics, "relay_key_tokens_total", key="alice", type=kind) == amount
+    assert value(metrics, "relay_malformed_events_total", upstream="mine") == 2
+
+
+def test_every_outcome_and_result_of_a_configured_route_stands_there_from_the_start(metrics: Metrics) -> None:
+    found = {(labels["route"], labels["outcome"]) for name, labels, _ in samples(metrics) if name == "relay_requests_total"}
+    assert found >= {(route, outcome.value) for route in ("fast", "*", NO_ROUTE) for outcome in Outcome}
+    results = {labels["result"] for name, labels, _ in samples(metrics) if name == "relay_upstream_attempts_total"}
+    assert results == {result.value for result in AttemptResult}
+
+
+def test_nothing_of_a_request_becomes_a_label(metrics: Metrics) -> None:
+    before = {(name, tuple(labels)) for name, labels, _ in samples(metrics)}
+    observe(metrics, Outcome.COMPLETE, attempt(), model="sk-CANARY", path="/v1/sk-CANARY", client_ip="sk-CANARY", id="sk-CANARY")
+    _, body = metrics.render("")
+    assert b"CANARY" not in body
+    for name, labels, _ in samples(metrics):
+        if name.startswith("relay_") and name.endswith("_total"):
+            assert (name, tuple(labels)) in before or name.removesuffix("_total")
+
+
+def test_the_labels_are_those_of_the_families(metrics: Metrics) -> None:
+    observe(metrics, Outcome.COMPLETE, attempt(meter=StreamMeter(usage=Usage(input=1, output=1))))
+    labels_of = {family.name: set(family.labels) for family in FAMILIES}
+    for name, labels, _ in samples(metrics):
+        if name.startswith("relay_"):
+            base = name if name in labels_of else re.sub(r"_(bucket|count|sum)$", "", name)
+            assert set(labels) - {"le"} == labels_of[base], name
+
+
+def test_connections_and_dropped_lines_are_asked_at_each_scrape() -> None:
+    connections, dropped = {"mine": (2, 5)}, [3]
+    metrics = made(connections, dropped)
+    assert value(metrics, "relay_upstream_connections", upstream="mine", state="idle") == 2
+    assert value(metrics, "relay_upstream_connections", upstream="mine", state="active") == 3
+    assert value(metrics, "relay_log_events_dropped_total") == 3
+    dropped[0] = 10
+    connections["mine"] = (3, 2)
+    assert value(metrics, "relay_log_events_dropped_total") == 10
+    assert value(metrics, "relay_upstream_connections", upstream="mine", state="active") == 0
+
+
+def test_loads_are_told_with_the_time_of_the_last_good_one(metrics: Metrics) -> None:
+    metrics.loaded(is_good=True, unix_time=1000.0)
+    metrics.loaded(is_good=False, unix_time=2000.0)
+    assert value(metrics, "relay_config_last_reload_successful") == 0
+    assert value(metrics, "relay_config_last_reload_success_timestamp_seconds") == 1000.0
+    assert value(metrics, "relay_build_info", version="1.2.3") == 1
+
+
+@pytest.mark.parametrize("accept", ["", OPENMETRICS])
+def test_both_expositions_say_the_same_and_can_be_read(metrics: Metrics, accept: str) -> None:
+    observe(metrics, Outcome.COMPLETE, attempt(meter=StreamMeter(usage=Usage(input=7, output=1))))
+    content_type, _ = metrics.render(accept)
+    assert content_type.startswith(b"application/openmetrics-text" if accept else b"text/plain")
+    found = {(name, tuple(sorted(labels.items()))): number for name, labels, number in samples(metrics, accept)}
+    labels = (("route", "fast"), ("source", "reported"), ("type", "input"), ("upstream", "mine"))
+    assert found["relay_tokens_total", labels] == 7
+    assert not any(name.endswith("_created") for name, _ in found)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_each_family_is_named_and_explained_by_the_rules(family: Family) -> None:
+    assert re.fullmatch(r"relay_[a-z_]+", family.name)
+    assert family.help.endswith(".")
+    assert list(family.buckets) == sorted(set(family.buckets))
+    if family.buckets:
+        assert family.name.endswith("_seconds")
