@@ -39,12 +39,7 @@ class Step:
     """Part of the requests that begin here, where weights decide."""
     connect: float
     first_token: float
-    first_token_auto: bool
     between_tokens: float
-    concurrency: int | None
-    queue_length: int
-    queue_seconds: float
-    credentials: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,12 +180,7 @@ def _steps(route: Route, name: str | None) -> Iterator[Step]:
             share=target.weight / weights if is_shared else None,
             connect=timeouts.connect,
             first_token=timeouts.first_token,
-            first_token_auto=timeouts.first_token_auto,
             between_tokens=timeouts.between_tokens,
-            concurrency=upstream.concurrency,
-            queue_length=upstream.queue_length,
-            queue_seconds=upstream.queue_seconds,
-            credentials=1 if upstream.api_key_file is not None else len(upstream.credentials),
         )
 
 
@@ -202,7 +192,6 @@ def _model_at(route: Route, target: Target, name: str | None) -> str | None:
 
 
 def _rules(route: Route, name: str | None, repeatable: bool | None) -> Iterator[str]:
-    asked = {cause.value for cause in route.fallback_on}
     after: dict[bool, list[str]] = {True: list(_FAILURES), False: []}
     for refusal, consequence in CONSEQUENCES.items():
         match consequence.falls_back:
@@ -210,18 +199,13 @@ def _rules(route: Route, name: str | None, repeatable: bool | None) -> Iterator[
                 falls_back = any(not (target.model or "*").endswith("*") for target in route.all_targets)
                 word = f"{refusal.value} (for a name from the configuration)" if falls_back else refusal.value
             case _:
-                falls_back = consequence.falls_back is Fallback.ALWAYS or refusal.value in asked
+                falls_back = consequence.falls_back is Fallback.ALWAYS
                 word = refusal.value
         after[falls_back].append(word)
     if len(route.all_targets) > 1:
         yield f"the next target after: {', '.join(after[True])}"
         yield f"never after: {', '.join(after[False])}, or once the answer has begun"
         yield f"at most {MAX_ATTEMPTS} attempts that send anything, and {MAX_TRIES} targets looked at"
-    if route.hedge is not None:
-        wait = "the learned p95 of its first token" if route.hedge.after is None else _duration(route.hedge.after)
-        yield f"a backup attempt on another target after {wait}, for at most {route.hedge.at_most * 100:g}% of requests"
-    if route.heartbeat is not None:
-        yield f"comments into a silent stream after {_duration(route.heartbeat.after)}, every {_duration(route.heartbeat.every)}"
     match repeatable:
         case True:
             yield "the request is safe to repeat"
@@ -251,14 +235,8 @@ def _notes(route: Route, model: str | None, body: JsonBody | None) -> Iterator[s
 def _step_lines(number: int, step: Step) -> Iterator[str]:
     share = "" if step.share is None else f", {step.share:.0%} of requests"
     yield f"    {number}. {step.target}  ({step.address}){share}"
-    learned = " until enough is learned" if step.first_token_auto else ""
-    first = f"connect {_duration(step.connect)}, first token {_duration(step.first_token)}{learned}"
-    parts = [f"{first}, between tokens {_duration(step.between_tokens)}"]
-    if step.concurrency is not None:
-        parts.append(f"at most {step.concurrency} at once, {step.queue_length} more wait {_duration(step.queue_seconds)}")
-    if step.credentials > 1:
-        parts.append(f"{step.credentials} credentials")
-    yield f"       {'; '.join(parts)}"
+    bounds = (("connect", step.connect), ("first token", step.first_token), ("between tokens", step.between_tokens))
+    yield f"       {', '.join(f'{name} {_duration(seconds)}' for name, seconds in bounds)}"
 
 
 def _duration(seconds: float) -> str:

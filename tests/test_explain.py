@@ -12,8 +12,8 @@ NOW = 1_800_000_000.0
 SECRET = "sk-CANARY-4f7a9c2e81d6"
 FILE = f"""
 upstreams:
-  one: {{base_url: "http://127.0.0.1:9001/v1", api_keys: [{SECRET}1, {SECRET}2], limits: {{concurrency: 8, queue: 3, queue_wait: 500ms}}}}
-  two: {{base_url: "http://127.0.0.1:9002/v1", api_key: passthrough}}
+  one: {{base_url: "http://127.0.0.1:9001/v1", api_key: {SECRET}1}}
+  two: {{base_url: "http://127.0.0.1:9002/v1", api_key: {SECRET}2}}
   sim: {{kind: demo}}
 routes:
   fast: [one/a, {{to: two/b, timeouts: {{first_token: 10m}}}}]
@@ -21,10 +21,7 @@ routes:
     balance: [{{to: one/a, weight: 3}}, two/b]
     fallback: [sim/demo]
     affinity: user
-    fallback_on: [context_length]
-    hedge: {{after: 800ms, at_most: 2.5%}}
-    heartbeat: {{after: 15s, every: 20s}}
-    timeouts: {{first_token: auto, total: 2h}}
+    timeouts: {{first_token: 90s, total: 2h}}
   alone: one/a
   one/*: one/*
   one/big-*: [one/big-*, two/fixed]
@@ -59,8 +56,7 @@ def test_list_is_told_in_its_order_with_the_bounds_of_each_target(config: Config
     assert targets(found) == ["one/a", "two/b"]
     one, two = found.steps
     assert (one.first_token, two.first_token) == (120.0, 600.0)
-    assert (one.concurrency, one.queue_length, one.queue_seconds, one.credentials) == (8, 3, 0.5, 2)
-    assert (two.concurrency, two.credentials, two.share) == (None, 0, None)
+    assert (one.share, two.share) == (None, None)
 
 
 def test_balanced_route_is_told_with_shares_and_what_comes_after(config: Config) -> None:
@@ -71,7 +67,7 @@ def test_balanced_route_is_told_with_shares_and_what_comes_after(config: Config)
         ("sim/demo", None, True),
     ]
     assert found.order.startswith("a conversation stays on one (affinity user)")
-    assert all(step.first_token_auto for step in found.steps)
+    assert [step.first_token for step in found.steps] == [90.0] * 3
     assert found.total == 7200.0
 
 
@@ -95,20 +91,13 @@ def rule(explanation: Explanation, start: str) -> str:
 
 
 def test_rules_name_what_falls_back_on_this_route(config: Config) -> None:
-    smart, fast, wild = told(config, "smart"), told(config, "fast"), told(config, "one/big-x")
-    assert "context_length" in rule(smart, "the next target after")
-    assert "content_policy" in rule(smart, "never after")
+    fast, wild = told(config, "fast"), told(config, "one/big-x")
+    assert "content_policy" in rule(fast, "never after")
     assert "context_length" in rule(fast, "never after")
     assert "caller" in rule(fast, "never after")
     assert "throttled" in rule(fast, "the next target after")
     assert "model_not_found (for a name from the configuration)" in rule(wild, "the next target after")
     assert not any("next target" in line for line in told(config, "alone").rules)
-
-
-def test_hedge_and_heartbeat_are_told(config: Config) -> None:
-    found = told(config, "smart")
-    assert "after 800ms, for at most 2.5% of requests" in rule(found, "a backup attempt")
-    assert rule(found, "comments") == "comments into a silent stream after 15s, every 20s"
 
 
 @pytest.mark.parametrize(
@@ -176,14 +165,16 @@ def test_text_is_for_reading(config: Config) -> None:
     lines = text.splitlines()
     assert lines[0] == "smart -> route smart: the name is its own"
     assert "    1. one/a  (http://127.0.0.1:9001/v1), 75% of requests" in lines
-    assert (
-        "       connect 5s, first token 2m until enough is learned, between tokens 2m; at most 8 at once, 3 more wait 500ms; 2 credentials"
-        in lines
-    )
+    assert "       connect 5s, first token 90s, between tokens 2m" in lines
     assert "  when those have failed, in order:" in lines
     assert "    3. sim/demo  (demo)" in lines
     assert "  note: sim is simulated" in lines
-    assert "  note: two gets the caller's own credential" in lines
+
+
+def test_passthrough_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "relay.yaml"
+    file.write_text('upstreams: {two: {base_url: "http://127.0.0.1:9002/v1", api_key: passthrough}}\nroutes: {fast: two/b}\n')
+    assert told(load(str(file), {}), "fast").notes == ("two gets the caller's own credential",)
 
 
 def test_no_secret_is_told(config: Config) -> None:

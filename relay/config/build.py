@@ -22,7 +22,8 @@ _WEAK: Final = 16
 def build(draft: Draft, report: Report, *, override: Override, environ: Mapping[str, str], folder: FilePath) -> Config:
     """Return the tree. Raises ConfigInvalid with everything that `report` holds, then."""
     listen = override.apply(draft.server.listen if "listen" in draft.server.model_fields_set else None)
-    around = Surroundings(timeouts=merge_timeouts(Timeouts(), draft.timeouts), listen=listen, environ=environ, folder=folder)
+    timeouts = merge_timeouts(Timeouts(), draft.timeouts)
+    around = Surroundings(timeouts=timeouts, listen=listen, environ=environ, has_keys=draft.has_keys, folder=folder)
     upstreams = {
         name: upstream
         for name, settings in draft.upstreams.items()

@@ -7,7 +7,7 @@ from pydantic import Field, PlainValidator, WithJsonSchema
 
 from relay.config import addresses, values, vendors
 from relay.config.tree import Affinity as AffinityValue
-from relay.config.tree import FallbackCause, Secret, Strategy
+from relay.config.tree import Secret, Strategy
 
 DURATION: Final = r"[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h)"
 TARGET: Final = r"[^/*]+/[^*]*\*?"
@@ -25,8 +25,8 @@ def _text(*, pattern: str | None = None, **more: object) -> WithJsonSchema:
     return WithJsonSchema(schema)
 
 
-def _number(pattern: str, minimum: int = 1) -> WithJsonSchema:
-    return WithJsonSchema({"type": ["integer", "string"], "minimum": minimum, "pattern": or_variable(pattern)})
+def _number(pattern: str) -> WithJsonSchema:
+    return WithJsonSchema({"type": ["integer", "string"], "minimum": 1, "pattern": or_variable(pattern)})
 
 
 def _one_of(words: Iterable[str]) -> PlainValidator:
@@ -40,20 +40,13 @@ def _enum(words: Iterable[str]) -> WithJsonSchema:
 _KINDS: Final = ("openai", "demo")
 _LOOPS: Final = ("auto", "uvloop", "asyncio")
 _STRATEGIES: Final = tuple(strategy.value for strategy in Strategy)
-_CAUSES: Final = tuple(cause.value for cause in FallbackCause)
 
 Text = Annotated[str, PlainValidator(values.parse_text), _text()]
 Model = Annotated[str, PlainValidator(values.parse_model), _text()]
 Switch = Annotated[bool, PlainValidator(values.parse_switch), WithJsonSchema({"type": ["boolean", "string"]})]
 Duration = Annotated[float, PlainValidator(values.parse_duration), _text(pattern=DURATION)]
-FirstToken = Annotated[float | None, PlainValidator(values.parse_first_token), _text(pattern=f"auto|{DURATION}")]
-HedgeAfter = Annotated[float | None, PlainValidator(values.parse_hedge_after), _text(pattern=f"p95|{DURATION}")]
-HedgeShare = Annotated[float, PlainValidator(values.parse_hedge_share), _text(pattern=r"[0-9]+(?:\.[0-9]+)?%")]
-ProbePause = Annotated[float, PlainValidator(values.parse_probe_pause), _text(pattern=DURATION)]
-ProbePath = Annotated[str, PlainValidator(values.parse_probe_path), _text(pattern="/.*")]
 Size = Annotated[int, PlainValidator(values.parse_size), _number(r"[0-9]+(?:B|kB|KB|MB|GB|KiB|MiB|GiB)?")]
 Count = Annotated[int, PlainValidator(values.parse_count), _number(r"[0-9]+[kM]?")]
-Length = Annotated[int, PlainValidator(values.parse_length), _number(r"[0-9]+[kM]?", minimum=0)]
 Weight = Annotated[int, PlainValidator(values.parse_weight), _number(r"[0-9]+")]
 Credential = Annotated[Secret, PlainValidator(values.parse_secret), _text()]
 Digest = Annotated[bytes, PlainValidator(values.parse_digest), _text(pattern="sha256:[0-9a-fA-F]{64}")]
@@ -70,7 +63,6 @@ Kind = Annotated[str, _one_of(_KINDS), _enum(_KINDS)]
 Loop = Annotated[str, _one_of(_LOOPS), _enum(_LOOPS)]
 Vendor = Annotated[str, _one_of(vendors.NAMES), _enum(vendors.NAMES)]
 StrategyName = Annotated[str, _one_of(_STRATEGIES), _enum(_STRATEGIES)]
-CauseName = Annotated[str, _one_of(_CAUSES), _enum(_CAUSES)]
 
 
 def setting(default: object, description: str, *examples: object, shown: object = None, is_secret: bool = False) -> Any:

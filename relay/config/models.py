@@ -13,25 +13,18 @@ from relay.config.fields import (
     TARGET,
     Affinity,
     BaseUrl,
-    CauseName,
     Count,
     Credential,
     Digest,
     Duration,
     Expiry,
-    FirstToken,
     HeaderName,
-    HedgeAfter,
-    HedgeShare,
     Kind,
-    Length,
     Listen,
     Loop,
     Model,
     Network,
     Origin,
-    ProbePath,
-    ProbePause,
     Proxy,
     Size,
     StrategyName,
@@ -51,10 +44,8 @@ _STRICT: Final = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=Tr
 _CONNECT: Final = setting(5.0, "How long connecting may take, TLS included.", "5s", shown="5s")
 _FIRST_TOKEN: Final = setting(
     120.0,
-    "How long an upstream may take until its first event or, without streaming, its answer. With `auto` it is learned per target"
-    " and size of prompt; until enough is known, and as the most there is, the next wider setting holds.",
+    "How long an upstream may take until its first event or, without streaming, its answer.",
     "90s",
-    "auto",
     shown="120s",
 )
 _BETWEEN_TOKENS: Final = setting(120.0, "How long an upstream may be silent in the middle of an answer.", "30s", shown="120s")
@@ -66,7 +57,7 @@ class Timeouts(BaseModel):
     model_config = _STRICT
 
     connect: Duration = _CONNECT
-    first_token: FirstToken = _FIRST_TOKEN
+    first_token: Duration = _FIRST_TOKEN
     between_tokens: Duration = _BETWEEN_TOKENS
     write: Duration = setting(30.0, "How long a client may read nothing before it is cut.", "30s", shown="30s")
     total: Duration = setting(3600.0, "How long one exchange may take in all.", "10m", "1h", shown="1h")
@@ -78,7 +69,7 @@ class TargetTimeouts(BaseModel):
     model_config = _STRICT
 
     connect: Duration = _CONNECT
-    first_token: FirstToken = _FIRST_TOKEN
+    first_token: Duration = _FIRST_TOKEN
     between_tokens: Duration = _BETWEEN_TOKENS
 
 
@@ -105,25 +96,6 @@ class Server(BaseModel):
     drain: Duration = setting(30.0, "How long open streams may go on after a stop was asked for.", "30s", shown="30s")
 
 
-class Limits(BaseModel):
-    """How much an upstream gets at once."""
-
-    model_config = _STRICT
-
-    concurrency: Count | None = setting(None, "Most requests at once. Left out: no bound.", 64)
-    queue: Length = setting(100, "How many more may wait for a place; the next gets the next target.", 100, 0, shown=100)
-    queue_wait: Duration = setting(2.0, "How long one may wait for a place.", "2s", shown="2s")
-
-
-class Health(BaseModel):
-    """A request that asks an upstream now and then whether it is there."""
-
-    model_config = _STRICT
-
-    path: ProbePath = setting("/models", "What to GET, appended to base_url.", "/models", shown="/models")
-    every: ProbePause = setting(30.0, "How often.", "30s", shown="30s")
-
-
 class Upstream(BaseModel):
     """An origin the relay calls. A known name brings its base_url."""
 
@@ -134,12 +106,10 @@ class Upstream(BaseModel):
         None, "Where its API begins, without the endpoint. Known names have one.", "https://api.example.com/v1"
     )
     api_key: Credential | None = setting(
-        None, "Its credential; `passthrough` sends the caller's own instead.", "${OPENAI_API_KEY}", "passthrough", is_secret=True
-    )
-    api_keys: list[Credential] = setting(
-        [],
-        "Several credentials instead of one: when one is throttled or refused, the next is used.",
-        ["${OPENAI_KEY_1}", "${OPENAI_KEY_2}"],
+        None,
+        "Its credential; `passthrough` sends the caller's own instead, where there are no `keys`.",
+        "${OPENAI_API_KEY}",
+        "passthrough",
         is_secret=True,
     )
     api_key_file: Text | None = setting(None, "File that holds the credential; read again when it changes.", "/run/secrets/openai")
@@ -157,8 +127,6 @@ class Upstream(BaseModel):
         "Whose API it is, for its error codes and rate limit headers. Left out: told by its name or address, else openai.",
         "dashscope",
     )
-    limits: Limits = setting(Limits(), "How much it gets at once.", {"concurrency": 64})
-    health: Health | None = setting(None, "Asks it now and then whether it is there. Left out: only requests tell.", {"every": "30s"})
     timeouts: Timeouts = setting(Timeouts(), "Timeouts that differ for it.", {"first_token": "5m"})
 
 
@@ -182,28 +150,6 @@ class Target(BaseModel):
         if not isinstance(value, dict):
             raise ValueError(f"expected {_A_TARGET}, or {{to: upstream/model}} with more settings")
         return value
-
-
-class Hedge(BaseModel):
-    """When a backup attempt starts on another target beside one that is slow."""
-
-    model_config = _STRICT
-
-    after: HedgeAfter = setting(
-        None, "How long the first target may go without content; p95 is learned from its own answers.", "p95", "800ms", shown="p95"
-    )
-    at_most: HedgeShare = setting(0.05, "Largest share of requests that may cost an attempt more.", "5%", shown="5%")
-
-
-class Heartbeat(BaseModel):
-    """Comments for clients that would give up on a silent stream."""
-
-    model_config = _STRICT
-
-    after: Duration = setting(
-        15.0, "How long a stream may be silent before the answer is begun. Up to then errors are real statuses.", "15s", shown="15s"
-    )
-    every: Duration = setting(15.0, "How often a comment is sent while there is nothing else to send.", "15s", shown="15s")
 
 
 def _listed(value: object) -> object:
@@ -251,13 +197,6 @@ class Route(BaseModel):
         "header:x-session-id",
         shown="none",
     )
-    fallback_on: list[CauseName] = setting(
-        [], "Refusals of the request itself after which the next target is tried, too.", ["context_length", "content_policy"], shown=[]
-    )
-    hedge: Hedge | None = setting(
-        None, "Starts a backup attempt on another target when the first is slow. Left out: never.", {"after": "p95", "at_most": "5%"}
-    )
-    heartbeat: Heartbeat | None = setting(None, "Sends comments into silent streams. Left out: never.", {"after": "15s", "every": "15s"})
     timeouts: Timeouts = setting(Timeouts(), "Timeouts that differ on this route, for all its targets.", {"first_token": "45s"})
 
     @model_validator(mode="before")

@@ -1,9 +1,9 @@
 """One upstream's settings to the origin the relay calls: what its name brings along, its credential, its way out."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlsplit
 
 from relay.config import models
@@ -11,13 +11,17 @@ from relay.config.addresses import Listen, calls_itself, host_of, is_private, pa
 from relay.config.problems import Path, closest, did_you_mean
 from relay.config.report import Report
 from relay.config.routes import merge_timeouts
-from relay.config.tree import HealthCheck, Kind, Secret, Timeouts, Upstream
+from relay.config.tree import Kind, Timeouts, Upstream
 from relay.config.values import parse_secret
 from relay.config.variables import read_small_file
 from relay.config.vendors import VENDORS, vendor_of
 
 _PASSTHROUGH: Final = "passthrough"
-_NEVER_DEMO: Final = frozenset(models.Upstream.model_fields) - {"kind", "limits", "timeouts"}
+_KEY_WOULD_LEAVE: Final = (
+    "passthrough cannot stand beside `keys`: callers would send their key of this relay on to the upstream;"
+    " give the upstream a credential of its own, or leave `keys` out and listen on loopback"
+)
+_NEVER_DEMO: Final = frozenset(models.Upstream.model_fields) - {"kind", "timeouts"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +31,8 @@ class Surroundings:
     timeouts: Timeouts
     listen: Listen
     environ: Mapping[str, str]
+    has_keys: bool
+    """Whether callers must show a key of the relay."""
     folder: FilePath
     """Where relative file names begin: the folder of the configuration file."""
 
@@ -38,25 +44,18 @@ def build_upstream(name: str, settings: models.Upstream, around: Surroundings, r
     if settings.kind == Kind.DEMO.value:
         for given in sorted(settings.model_fields_set.intersection(_NEVER_DEMO)):
             report.add((*path, given), "has no effect with `kind: demo`; leave it out")
-        _check_limits(path, settings, report)
-        demo = Upstream(name=name, kind=Kind.DEMO, base_url="", allow_private=True, timeouts=timeouts)
-        return replace(demo, **_limits(settings.limits))
+        return Upstream(name=name, kind=Kind.DEMO, base_url="", allow_private=True, timeouts=timeouts)
     base_url = _base_url(name, settings, report)
     if base_url is None:
         return None
     if calls_itself(base_url, around.listen):
         report.add((*path, "base_url"), "this is the address the relay listens on: it would call itself")
     _check_credential(name, settings, base_url, around, report)
-    _check_limits(path, settings, report)
-    key = settings.api_keys[0] if settings.api_keys else settings.api_key
-    is_passthrough = key is not None and key.reveal() == _PASSTHROUGH
-    if is_passthrough and settings.health is not None:
-        report.add((*path, "health"), "cannot be asked for: with `api_key: passthrough` the relay has no credential of its own")
-    upstream = Upstream(
+    is_passthrough = _is_passthrough(settings)
+    return Upstream(
         name=name,
         base_url=base_url,
-        api_key=None if is_passthrough else key,
-        api_keys=tuple(settings.api_keys),
+        api_key=None if is_passthrough else settings.api_key,
         api_key_file=_file(settings.api_key_file, around.folder),
         is_passthrough=is_passthrough,
         forward_headers=frozenset(settings.forward_headers),
@@ -65,20 +64,8 @@ def build_upstream(name: str, settings: models.Upstream, around: Surroundings, r
         proxy=settings.proxy or _proxy(path, base_url, around.environ, report),
         done_optional=settings.done_optional,
         vendor=settings.vendor or vendor_of(name, base_url),
-        health=None if settings.health is None else HealthCheck(path=settings.health.path, every=settings.health.every),
         timeouts=timeouts,
     )
-    return replace(upstream, **_limits(settings.limits))
-
-
-def _limits(given: models.Limits) -> dict[str, Any]:
-    return {"concurrency": given.concurrency, "queue_length": given.queue, "queue_seconds": given.queue_wait}
-
-
-def _check_limits(path: Path, settings: models.Upstream, report: Report) -> None:
-    for name in sorted(settings.limits.model_fields_set - {"concurrency"}):
-        if settings.limits.concurrency is None:
-            report.add((*path, "limits", name), "has no effect without `concurrency`")
 
 
 def environment_proxy(base_url: str, environ: Mapping[str, str]) -> str | None:
@@ -108,33 +95,26 @@ def _base_url(name: str, settings: models.Upstream, report: Report) -> str | Non
 def _check_credential(name: str, settings: models.Upstream, base_url: str, around: Surroundings, report: Report) -> None:
     path: Path = ("upstreams", name)
     vendor = VENDORS.get(name)
-    given = [each for each in ("api_key", "api_keys", "api_key_file") if each in settings.model_fields_set]
-    for second in given[1:]:
-        report.add((*path, second), f"stands beside {given[0]}; keep one of the two")
-    _check_several(path, settings, report)
+    if around.has_keys and _is_passthrough(settings):
+        report.add((*path, "api_key"), _KEY_WOULD_LEAVE)
+    given = settings.model_fields_set.intersection(("api_key", "api_key_file"))
+    if len(given) > 1:
+        report.add((*path, "api_key_file"), "stands beside api_key; keep one of the two")
     if settings.api_key_file is not None:
         try:
             parse_secret(read_small_file(around.folder / settings.api_key_file))
         except ValueError as error:
             report.add((*path, "api_key_file"), str(error))
         return
-    has_key = settings.api_key is not None or bool(settings.api_keys)
     if not given and vendor is not None and vendor.variable is not None and settings.base_url is None:
-        report.add(path, f'has no api_key: add `api_key: "${{{vendor.variable}}}"`, or `api_key: passthrough`', at_name=True)
-    if has_key and base_url.startswith("http:") and not is_private(host_of(base_url)) and "." in host_of(base_url):
+        or_callers = "" if around.has_keys else ", or `api_key: passthrough`"
+        report.add(path, f'has no api_key: add `api_key: "${{{vendor.variable}}}"`{or_callers}', at_name=True)
+    if settings.api_key is not None and base_url.startswith("http:") and not is_private(host_of(base_url)) and "." in host_of(base_url):
         report.warn((*path, "base_url"), "the credential travels over http, unencrypted")
 
 
-def _check_several(path: Path, settings: models.Upstream, report: Report) -> None:
-    if "api_keys" in settings.model_fields_set and not settings.api_keys:
-        report.add((*path, "api_keys"), "is empty")
-    seen: set[Secret] = set()
-    for index, key in enumerate(settings.api_keys):
-        if key.reveal() == _PASSTHROUGH:
-            report.add((*path, "api_keys", index), "passthrough is for `api_key` alone")
-        elif key in seen:
-            report.add((*path, "api_keys", index), "is the same credential as one above")
-        seen.add(key)
+def _is_passthrough(settings: models.Upstream) -> bool:
+    return settings.api_key is not None and settings.api_key.reveal() == _PASSTHROUGH
 
 
 def _allow_private(path: Path, settings: models.Upstream, base_url: str, report: Report) -> bool:

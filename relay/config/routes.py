@@ -12,7 +12,7 @@ from typing import Final
 from relay.config import models
 from relay.config.problems import Path, did_you_mean, shown
 from relay.config.report import Report
-from relay.config.tree import AffinityKind, FallbackCause, Heartbeat, Hedge, Route, Strategy, Target, Timeouts, Upstream
+from relay.config.tree import AffinityKind, Route, Strategy, Target, Timeouts, Upstream
 
 _OF_EXCHANGE: Final = ("write", "total")
 _Located = tuple[Path, models.Target]
@@ -20,13 +20,8 @@ _Located = tuple[Path, models.Target]
 
 
 def merge_timeouts(base: Timeouts, given: models.Timeouts | models.TargetTimeouts) -> Timeouts:
-    """Return `base` with what `given` really says; `auto` keeps the base's number."""
-    said = {name: getattr(given, name) for name in given.model_fields_set}
-    if "first_token" in said:
-        said["first_token_auto"] = said["first_token"] is None
-        if said["first_token"] is None:
-            del said["first_token"]
-    return replace(base, **said)
+    """Return `base` with what `given` really says."""
+    return replace(base, **{name: getattr(given, name) for name in given.model_fields_set})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +48,6 @@ class RouteBuilder:
         if not targets:
             return None
         timeouts = _exchange_timeouts(given, targets + fallbacks)
-        self._check_hedge(path, given, timeouts)
         return Route(
             name=name,
             targets=_bounded(targets, timeouts),
@@ -61,9 +55,6 @@ class RouteBuilder:
             timeouts=timeouts,
             strategy=Strategy(given.strategy) if given.strategy else Strategy.WEIGHTED if section == "balance" else Strategy.ORDERED,
             affinity=given.affinity,
-            fallback_on=frozenset(map(FallbackCause, given.fallback_on)),
-            hedge=None if given.hedge is None else Hedge(after=given.hedge.after, at_most=given.hedge.at_most),
-            heartbeat=None if given.heartbeat is None else Heartbeat(after=given.heartbeat.after, every=given.heartbeat.every),
         )
 
     def _located(self, path: Path, section: str, written: list[models.Target]) -> list[_Located]:
@@ -111,10 +102,6 @@ class RouteBuilder:
             if section in said and not getattr(given, section):
                 report.add((*path, section), "is empty")
         self._check_balance(path, given)
-        if len(given.to) + len(given.balance) + len(given.fallback) == 1:
-            for setting in ("fallback_on", "hedge"):
-                if getattr(given, setting):
-                    report.add((*path, setting), "has no effect: the route has no second target")
 
     def _check_balance(self, path: Path, given: models.Route) -> None:
         report = self.report
@@ -140,10 +127,6 @@ class RouteBuilder:
     def _weight_place(self, path: Path, section: str, index: int) -> Path:
         full: Path = (*path, section, index, "weight")
         return full if full in self.report.values else (*path, index, "weight")
-
-    def _check_hedge(self, path: Path, given: models.Route, timeouts: Timeouts) -> None:
-        if given.hedge is not None and given.hedge.after is not None and given.hedge.after >= timeouts.first_token:
-            self.report.add((*path, "hedge", "after"), "is not shorter than timeouts.first_token: no backup would ever start")
 
 
 def _exchange_timeouts(given: models.Route, targets: tuple[Target, ...]) -> Timeouts:

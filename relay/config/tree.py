@@ -38,20 +38,9 @@ class Timeouts:
 
     connect: float = 5.0
     first_token: float = 120.0
-    first_token_auto: bool = False
-    """Whether `first_token` is learned per target; the number is then what holds until enough is known, and the ceiling."""
     between_tokens: float = 120.0
     write: float = 30.0
     total: float = 3600.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HealthCheck:
-    """A request that asks an upstream now and then whether it is there."""
-
-    path: str = "/models"
-    """Appended to the base URL."""
-    every: float = 30.0
 
 
 class Kind(Enum):
@@ -70,9 +59,6 @@ class Upstream:
     base_url: str
     """Scheme, host, port and path prefix, without a trailing slash; empty for the demo until it listens."""
     api_key: Secret | None = None
-    """Its credential; of several the first."""
-    api_keys: tuple[Secret, ...] = ()
-    """Its credentials where several were configured, else empty."""
     api_key_file: str | None = None
     """File that holds the credential; read again when it changes."""
     is_passthrough: bool = False
@@ -87,18 +73,7 @@ class Upstream:
     """Quirk: a stream may end after its finish_reason without `[DONE]`."""
     vendor: str = "openai"
     """Whose API it is, for the codes and headers of its refusals; one of `vendors.NAMES`."""
-    concurrency: int | None = None
-    """Most requests at once; None for no bound."""
-    queue_length: int = 100
-    """How many more may wait for a place, `queue_seconds` each at most."""
-    queue_seconds: float = 2.0
-    health: HealthCheck | None = None
     timeouts: Timeouts = field(default_factory=Timeouts)
-
-    @property
-    def credentials(self) -> tuple[Secret, ...]:
-        """Return every configured credential, the first to be used first; empty for none, a file's or the caller's own."""
-        return self.api_keys or (() if self.api_key is None else (self.api_key,))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,31 +119,6 @@ class Affinity:
         return self.kind.value if self.header is None else f"{self.kind.value}:{self.header.decode('ascii')}"
 
 
-class FallbackCause(Enum):
-    """Refusals of the caller's own request that another model might not share."""
-
-    CONTEXT_LENGTH = "context_length"
-    CONTENT_POLICY = "content_policy"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hedge:
-    """When a backup attempt starts beside a slow first one."""
-
-    after: float | None = None
-    """Seconds without content; None for the learned 95th percentile."""
-    at_most: float = 0.05
-    """Largest share of requests that may cost an attempt more."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Heartbeat:
-    """Comments for clients that would give up on silence: committed after the grace period, then sent regularly."""
-
-    after: float = 15.0
-    every: float = 15.0
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
     """A model name, or a pattern that ends in `*`, and where it goes."""
@@ -182,9 +132,6 @@ class Route:
     """Tried in order when `targets` have failed."""
     strategy: Strategy = Strategy.ORDERED
     affinity: Affinity = field(default_factory=Affinity)
-    fallback_on: frozenset[FallbackCause] = frozenset()
-    hedge: Hedge | None = None
-    heartbeat: Heartbeat | None = None
 
     @property
     def all_targets(self) -> tuple[Target, ...]:

@@ -32,12 +32,10 @@ _BYTES: Final[Mapping[str, int]] = {
     "GiB": 2**30,
 }
 _COUNT: Final = re.compile(r"([0-9]{1,12})([kM]?)")
-_SHARE: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,3})?)%")
 _DIGEST: Final = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
 _HEADER_VALUE: Final = re.compile(r"[\x21-\x7e]+")
-_PROBE_PATH: Final = re.compile(r"(?:/[A-Za-z0-9._~:@!$&'()*+,;=-]+)+/?|/")
 
 
 def parse_text(value: object, expected: str = "text") -> str:
@@ -65,47 +63,6 @@ def parse_duration(value: object) -> float:
     return seconds
 
 
-def parse_first_token(value: object) -> float | None:
-    """Return seconds, or None for `auto`: learned from what came before."""
-    if value == "auto":
-        return None
-    try:
-        return parse_duration(value)
-    except ValueError as error:
-        is_number = isinstance(value, str) and value[:1].isdigit()
-        raise ValueError(str(error) if is_number else f"{error}; or auto") from None
-
-
-def parse_hedge_after(value: object) -> float | None:
-    """Return seconds, or None for `p95`: the learned percentile."""
-    if value == "p95":
-        return None
-    try:
-        return parse_duration(value)
-    except ValueError as error:
-        raise ValueError(f"{error}; or p95") from None
-
-
-def parse_hedge_share(value: object) -> float:
-    """Return a part of one: more than none, and at most half of all requests."""
-    expected = "a share such as 5%, at most 50%"
-    found = _SHARE.fullmatch(parse_text(value, expected))
-    if found is None:
-        raise ValueError(f"expected {expected}")
-    share = float(found[1]) / 100
-    if not 0 < share <= 0.5:
-        raise ValueError(f"expected {expected} and more than 0%")
-    return share
-
-
-def parse_probe_pause(value: object) -> float:
-    """Return seconds between two health checks, one second at least."""
-    seconds = parse_duration(value)
-    if seconds < 1:
-        raise ValueError("expected at least 1s: a health check is a request, too")
-    return seconds
-
-
 def parse_size(value: object) -> int:
     """Return bytes, more than zero."""
     expected = "a size such as 512KiB, 32MiB or 256MB"
@@ -128,11 +85,6 @@ def parse_count(value: object) -> int:
     if not 0 < count <= MAX_COUNT:
         raise ValueError(f"expected {expected}, more than zero")
     return count
-
-
-def parse_length(value: object) -> int:
-    """Return a whole number, zero included."""
-    return 0 if value == "0" else parse_count(value)
 
 
 def parse_weight(value: object) -> int:
@@ -210,15 +162,6 @@ def parse_expiry(value: object) -> float:
         return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
         raise ValueError(f"expected {expected}") from None
-
-
-def parse_probe_path(value: object) -> str:
-    """Return a path that is appended to a base URL."""
-    expected = "a path such as /models"
-    text = parse_text(value, expected)
-    if _PROBE_PATH.fullmatch(text) is None or any(segment in (".", "..") for segment in text.split("/")):
-        raise ValueError(f"expected {expected}, appended to base_url")
-    return text
 
 
 def parse_model(value: object) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from relay.config import load
-from relay.config.tree import FallbackCause, HealthCheck, Heartbeat, Hedge, Kind, Metrics, Secret, Server, Timeouts
+from relay.config.tree import Kind, Metrics, Secret, Server, Timeouts
 from relay.config.vendors import VENDORS
 from tests.config.loading import ROUTE, UPSTREAM, Loading
 
@@ -60,10 +60,6 @@ def test_settings_commented_out_in_the_example_are_accepted_too(loading: Loading
     assert local.api_key_file == str(loading.folder / "local")
     assert local.api_key is None
     assert local.vendor == "ollama"
-    assert config.upstreams["openai"].health == HealthCheck()
-    smart = config.routes["smart"]
-    assert smart.fallback_on == set(FallbackCause)
-    assert (smart.hedge, smart.heartbeat) == (Hedge(), Heartbeat())
 
 
 def test_words_that_every_example_relies_on(loading: Loading) -> None:
@@ -120,6 +116,26 @@ def test_passthrough_keeps_no_credential(loading: Loading) -> None:
     upstream = loading.load("upstreams: {openai: {api_key: passthrough}}\nroutes: {a: openai/x}\n").upstreams["openai"]
     assert upstream.is_passthrough
     assert upstream.api_key is None
+
+
+@pytest.mark.parametrize("key", ["passthrough", "${MINE}"])
+def test_passthrough_beside_keys_is_refused_and_told_what_to_do(loading: Loading, key: str) -> None:
+    text = f"{UPSTREAM}{ROUTE}keys: {{a: {{hash: 'sha256:{'0' * 64}'}}}}\n".replace("mine: {", f"mine: {{api_key: '{key}', ")
+    problem = loading.problem(text, {"MINE": "passthrough"})
+    assert (problem.line, problem.path) == (1, "upstreams.mine.api_key")
+    assert "their key of this relay" in problem.message
+    assert "give the upstream a credential of its own, or leave `keys` out" in problem.message
+
+
+def test_passthrough_beside_a_key_with_a_mistake_is_refused_all_the_same(loading: Loading) -> None:
+    problems = loading.problems("upstreams: {openai: {api_key: passthrough}}\nroutes: {a: openai/x}\nkeys: {a: {hash: 'sha256:12'}}\n")
+    assert [problem.path for problem in problems] == ["upstreams.openai.api_key", "keys.a.hash"]
+
+
+def test_passthrough_is_not_proposed_where_there_are_keys(loading: Loading) -> None:
+    problem = loading.problem(f"upstreams: {{openai: {{}}}}\nroutes: {{a: openai/x}}\nkeys: {{a: {{hash: 'sha256:{'0' * 64}'}}}}\n")
+    assert problem.path == "upstreams.openai"
+    assert "passthrough" not in problem.message
 
 
 def test_demo_upstream_has_no_address_yet(loading: Loading) -> None:
