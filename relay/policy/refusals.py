@@ -41,8 +41,6 @@ class Fallback(Enum):
     ALWAYS = "always"
     MAPPED = "mapped"
     """When we chose the model's name: then it is our configuration that is wrong."""
-    ASKED = "asked"
-    """When the route lists it under `fallback_on`."""
     NEVER = "never"
 
 
@@ -77,8 +75,8 @@ CONSEQUENCES: Final[Mapping[Refusal, Consequence]] = {
     Refusal.SLOW_DOWN: Consequence(falls_back=Fallback.ALWAYS, blames=Blame.CREDENTIAL, rest_seconds=5.0),
     Refusal.OVERLOADED: Consequence(falls_back=Fallback.ALWAYS, blames=Blame.TARGET, can_repeat=True),
     Refusal.SERVER: Consequence(falls_back=Fallback.ALWAYS, blames=Blame.TARGET, can_repeat=True),
-    Refusal.CONTEXT_LENGTH: Consequence(falls_back=Fallback.ASKED, blames=Blame.NOBODY, is_final=True),
-    Refusal.CONTENT_POLICY: Consequence(falls_back=Fallback.ASKED, blames=Blame.NOBODY, is_final=True),
+    Refusal.CONTEXT_LENGTH: Consequence(falls_back=Fallback.NEVER, blames=Blame.NOBODY, is_final=True),
+    Refusal.CONTENT_POLICY: Consequence(falls_back=Fallback.NEVER, blames=Blame.NOBODY, is_final=True),
     Refusal.MODEL_NOT_FOUND: Consequence(falls_back=Fallback.MAPPED, blames=Blame.NOBODY, is_final=True),
     Refusal.TIMEOUT: Consequence(falls_back=Fallback.ALWAYS, blames=Blame.NOBODY, can_repeat=True),
     Refusal.CONFLICT: Consequence(falls_back=Fallback.ALWAYS, blames=Blame.NOBODY, can_repeat=True),
