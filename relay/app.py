@@ -6,6 +6,7 @@ signal stops at once. SIGHUP: a new configuration is built whole and swapped in,
 
 import asyncio
 import contextlib
+import random
 import resource
 import secrets
 import signal
@@ -13,18 +14,19 @@ import socket
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from time import time
+from time import monotonic, time
 from typing import Any
 
 from relay import __version__
 from relay.attempt import Attempting
 from relay.catalog import Catalog
-from relay.config.tree import Config, Kind, Server, Upstream
+from relay.config.tree import Config, Kind, Server, Target, Upstream
 from relay.errors import ConnectFailed
 from relay.exchange import Headers, Outcome, header
 from relay.forward import Forwarder
 from relay.gateway import Gateway, Snapshot
 from relay.policy.routing import Router
+from relay.policy.targets import Targets
 from relay.providers.openai import OpenAIProvider
 from relay.stream import HoldBudget
 from relay.telemetry.logs import LogWriter, RequestLog, make_logger, make_request_line
@@ -80,7 +82,15 @@ class App:
         self._credentials = Credentials()
         self._pools = UpstreamPools()
         self._running = Running()
-        self._metrics = Metrics(config, __version__, connections=self._pools.counts, dropped=lambda: self._writer.dropped)
+        self._targets = Targets()
+        self._targets.know(config)
+        self._metrics = Metrics(
+            config,
+            __version__,
+            connections=self._pools.counts,
+            dropped=lambda: self._writer.dropped,
+            standings=lambda: [(target.name, target.health.value) for target in self._targets.standings(monotonic())],
+        )
         self._demo: DemoServer | None = None
         self._demo_url = ""
         self._gateway: Gateway | None = None
@@ -98,11 +108,13 @@ class App:
         config = self._config
         sock = _listen(config.server.host, config.server.port)
         await self._start_demo(config)
-        forwarder = Forwarder(self._pools, self._running, HoldBudget())
+        forwarder = Forwarder(self._pools, self._running, HoldBudget(), self._targets, random.random)
         self._gateway = Gateway(
             self._snapshot(config),
             forwarder,
             Observers((self._metrics, self._request_log)),
+            targets=self._targets,
+            chance=random.random,
             credential=self._credentials.current,
             make_id=lambda: secrets.token_hex(16),
         )
@@ -211,6 +223,7 @@ class App:
             self._log.warning("reload", message="server.listen cannot change while the relay runs; restart it")
         self._config = config
         self._metrics.know(config)
+        self._targets.know(config)
         self._gateway.snapshot = snapshot
         self._metrics.loaded(is_good=True, unix_time=time())
         self._log.info("reload", result="ok", routes=len(config.routes), upstreams=len(config.upstreams))
@@ -287,12 +300,12 @@ def _with_demo(config: Config, url: str) -> Config:
     }
     if not demos:
         return config
+
+    def reached(targets: tuple[Target, ...]) -> tuple[Target, ...]:
+        return tuple(replace(target, upstream=demos.get(target.upstream.name, target.upstream)) for target in targets)
+
     routes = {
-        name: replace(
-            route,
-            targets=tuple(replace(target, upstream=demos.get(target.upstream.name, target.upstream)) for target in route.targets),
-        )
-        for name, route in config.routes.items()
+        name: replace(route, targets=reached(route.targets), fallbacks=reached(route.fallbacks)) for name, route in config.routes.items()
     }
     return replace(config, upstreams={**config.upstreams, **demos}, routes=routes)
 

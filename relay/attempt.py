@@ -9,7 +9,8 @@ a chunk touches no timer.
 
 import asyncio
 from collections.abc import Callable
-from time import monotonic
+from math import inf
+from time import monotonic, time
 from typing import Any
 
 from relay.config.tree import Timeouts
@@ -26,11 +27,14 @@ from relay.errors import (
     upstream_message,
 )
 from relay.exchange import JSON_OPERATIONS, Attempt, Exchange, Operation, Outcome, ResponseHead, State, UpstreamRequest
+from relay.policy.backoff import retry_after
+from relay.policy.patience import advice
 from relay.policy.routing import Choice
+from relay.policy.targets import name_of
 from relay.policy.verdicts import judge
 from relay.ports import Call, Sink, Upload, Upstreams
 from relay.stream import DONE_GRACE_SECONDS, HOLD_SECONDS, BodyEnd, BodyRelay, EventRelay, HoldBudget, OpaqueRelay, WholeRelay, broken
-from relay.wire.openai import error_event
+from relay.wire.openai import error_event, parse_error
 
 
 class Attempting:
@@ -40,11 +44,13 @@ class Attempting:
         "_budget",
         "_call",
         "_choice",
+        "_deadline_at",
         "_exchange",
         "_grace",
         "_hold",
         "_loop",
         "_may_fall_back",
+        "_on_answer",
         "_refusal",
         "_sink",
         "_timeouts",
@@ -59,8 +65,18 @@ class Attempting:
     )
 
     def __init__(
-        self, exchange: Exchange, choice: Choice, sink: Sink, timeouts: Timeouts, budget: HoldBudget, *, may_fall_back: bool
+        self,
+        exchange: Exchange,
+        choice: Choice,
+        sink: Sink,
+        timeouts: Timeouts,
+        budget: HoldBudget,
+        *,
+        may_fall_back: bool,
+        deadline_at: float = inf,
+        on_answer: Callable[[], None] | None = None,
     ) -> None:
+        """Try `choice`; `deadline_at` is when the caller gives up, `on_answer` is called when a good answer begins."""
         self._loop = asyncio.get_running_loop()
         self._exchange = exchange
         self._choice = choice
@@ -68,6 +84,8 @@ class Attempting:
         self._timeouts = timeouts
         self._budget = budget
         self._may_fall_back = may_fall_back
+        self._deadline_at = deadline_at
+        self._on_answer = on_answer
         self._call: Call | None = None
         self._refusal: UpstreamRefused | None = None
         self._watchdog: asyncio.TimerHandle | None = None
@@ -120,6 +138,11 @@ class Attempting:
             self.is_uploading = False
             self.attempt.sent_at = monotonic()
 
+    @property
+    def refusal(self) -> UpstreamRefused | None:
+        """Return why the upstream refused, also when its answer was passed on; None when it did not."""
+        return self._refusal
+
     def cut(self, outcome: Outcome, code: str) -> None:
         """End the attempt for a reason of the relay's own, such as shutdown."""
         if self._exchange.state is State.COMMITTED and self.relay is not None:
@@ -149,8 +172,8 @@ class Attempting:
             self.failed(MalformedResponse(Malformation.PROTOCOL))
             return
         if head.status >= 300 and head.status != 304:
-            self._refusal = UpstreamRefused(head.status)
-            if self._may_fall_back_on(self._refusal) or self._is_replaced(head.status):
+            self._refusal = self._refused(head, b"")
+            if self._is_replaced(head.status):
                 self.failed(self._refusal)
                 return
         elif self._is_unusable(head):
@@ -221,6 +244,12 @@ class Attempting:
             return not self._choice.target.upstream.is_passthrough
         return 300 <= status < 400
 
+    def _refused(self, head: ResponseHead, body: bytes) -> UpstreamRefused:
+        """Read what a refusal says of itself, as far as its body has come."""
+        type_, code = parse_error(body) if body and not head.is_encoded else (None, None)
+        wait = retry_after(head.headers, time(), body)
+        return UpstreamRefused(head.status, vendor=self._choice.target.upstream.vendor, type=type_, code=code, retry_after=wait)
+
     def _may_fall_back_on(self, error: UpstreamRefused) -> bool:
         if error.status in (401, 402, 403) and self._choice.target.upstream.is_passthrough:
             # The caller's own credential was refused: that is the answer.
@@ -244,12 +273,29 @@ class Attempting:
         exchange = self._exchange
         head = self.attempt.head
         assert head is not None
+        if self._refusal is None:
+            if self._on_answer is not None:
+                self._on_answer()
+        else:
+            self._refusal = self._refused(head, first)
+            if self._may_fall_back_on(self._refusal):
+                self.failed(self._refusal)
+                return False
+            self._advise(self._refusal)
         self._sink.open(exchange, head, first)
         exchange.move(State.COMMITTED)
         exchange.committed_at = monotonic()
         exchange.status = head.status
         self.write = self._sink.write
         return True
+
+    def _advise(self, refusal: UpstreamRefused) -> None:
+        """Tell an SDK not to ask again when that would multiply attempts, or cannot help."""
+        exchange = self._exchange
+        is_spent = len({name_of(attempt.target) for attempt in exchange.attempts}) > 1
+        is_asked_again = refusal.status >= 500 or refusal.status in (408, 409, 429)
+        if is_asked_again and (is_spent or judge(refusal, is_mapped=self._choice.is_mapped).is_final):
+            exchange.advice = advice(None)
 
     def content_written(self) -> None:
         """Take the client's time to first token."""
@@ -324,6 +370,8 @@ class Attempting:
     def _deadline(self, now: float) -> tuple[Phase, float]:
         timeouts = self._timeouts
         phase, due = self._silence(now)
+        if self._exchange.state is not State.COMMITTED and self._deadline_at < due:
+            phase, due = Phase.CALLER, self._deadline_at
         total = self._exchange.request.received_at + timeouts.total
         return (phase, due) if due <= total else (Phase.TOTAL, total)
 

@@ -1,4 +1,4 @@
-"""The command line: `relay` serves; `relay check`, `schema` and `version` answer without loading the server.
+"""The command line: `relay` serves; `relay check`, `explain`, `schema` and `version` answer without loading the server.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done; 1 failed while running; 2 wrong usage; 78 bad
 configuration (EX_CONFIG of sysexits.h, so that a supervisor can tell it from a crash); 130 interrupted.
@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import sys
+import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -27,9 +28,11 @@ USAGE: Final = 2
 BAD_CONFIG: Final = 78
 INTERRUPTED: Final = 130
 
-_COMMANDS: Final = ("serve", "check", "schema", "version")
+_COMMANDS: Final = ("serve", "check", "explain", "schema", "version")
 _PLACES: Final = ("relay.yaml", "config/relay.yaml", "~/.config/relay/relay.yaml")
 _OLLAMA: Final = ("127.0.0.1", 11434)
+_EXPLAIN: Final = "Tell which targets a request would be tried on, in which order and by which rules. No network is used."
+_MAX_REQUEST: Final = 32 * 2**20
 _PROBE_SECONDS: Final = 0.3
 """A local server answers within a millisecond; nobody should wait longer for one that is not there."""
 
@@ -71,6 +74,14 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="check a configuration file", description="Tell every problem of a file, with its place.")
     check.add_argument("file", metavar="FILE", nargs="?", help="default: the file that `relay serve` would find")
     check.set_defaults(run=_check)
+
+    explain = commands.add_parser("explain", help="tell where a model's requests go, and by which rules", description=_EXPLAIN)
+    explain.add_argument("model", metavar="MODEL", nargs="?", help="default: the one that the request names, else the default model")
+    explain.add_argument("-c", "--config", metavar="FILE", help="configuration file")
+    explain.add_argument("--key", metavar="NAME", help="name of the virtual key that asks")
+    explain.add_argument("--request", metavar="FILE", help="JSON body of a request; - for standard input")
+    explain.add_argument("--json", action="store_true", help="as JSON")
+    explain.set_defaults(run=_explain)
 
     commands.add_parser("schema", help="print the JSON Schema of the configuration").set_defaults(run=_schema)
 
@@ -124,6 +135,31 @@ def _check(options: argparse.Namespace) -> int:
     ]
     print(f"{file}: good: {', '.join(counts)}" + (f", {_count(len(config.warnings), 'warning')}" if config.warnings else ""))
     return OK
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from relay.explain import explain  # the other commands do without the rooms it reads
+
+    file: str | None = options.config or _find_file()
+    config = load(file, os.environ) if file is not None else discover(os.environ, has_ollama=False)
+    try:
+        request = None if options.request is None else _read(options.request)
+        found = explain(config, options.model, options.key, request, unix_time=time.time())
+    except OSError as error:
+        print(f"relay explain: {options.request}: cannot be read: {error.strerror}", file=sys.stderr)
+        return USAGE
+    except LookupError as error:
+        print(f"relay explain: {error.args[0]}", file=sys.stderr)
+        return USAGE
+    print(json.dumps(found.json(), indent=2) if options.json else found.text())
+    return OK if found.refusal is None else FAILED
+
+
+def _read(file: str) -> bytes:
+    if file == "-":
+        return sys.stdin.buffer.read(_MAX_REQUEST)
+    with Path(file).open("rb") as source:
+        return source.read(_MAX_REQUEST)
 
 
 def _schema(_: argparse.Namespace) -> int:

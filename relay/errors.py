@@ -72,6 +72,7 @@ class Phase(Enum):
     FIRST_EVENT = "upstream_first_event_timeout"
     BETWEEN_TOKENS = "stream_idle_timeout"
     TOTAL = "total_timeout"
+    CALLER = "caller_deadline"
 
 
 class UpstreamTimeout(UpstreamError):
@@ -85,10 +86,16 @@ class UpstreamTimeout(UpstreamError):
 class UpstreamRefused(UpstreamError):
     """The upstream answered with a status other than 2xx. `raw` is the answer as it came, ready to be passed on."""
 
-    def __init__(self, status: int, *, code: str | None = None) -> None:
+    def __init__(
+        self, status: int, *, vendor: str = "", type: str | None = None, code: str | None = None, retry_after: float | None = None
+    ) -> None:
+        """`vendor` tells whose words `type` and `code` are; `retry_after` is the wait in seconds that the upstream asks for."""
         super().__init__(f"upstream answered {status}")
         self.status = status
+        self.vendor = vendor
+        self.type = type
         self.code = code
+        self.retry_after = retry_after
 
 
 class Malformation(Enum):
@@ -197,6 +204,7 @@ _UPSTREAM_MESSAGES: Final[Mapping[str, str]] = {
     "upstream_first_event_timeout": "The upstream began to answer but sent no event in time.",
     "stream_idle_timeout": "The upstream stopped sending in the middle of its answer.",
     "total_timeout": "The answer took longer than this relay allows in all.",
+    "caller_deadline": "No answer came in the time that the caller waits for one.",
     "upstream_protocol_error": "The upstream's answer is not valid HTTP.",
     "upstream_bad_response": "The upstream's answer is not of the kind that was asked for.",
     "upstream_empty_response": "The upstream's answer was empty.",

@@ -4,12 +4,17 @@ One rule above all: until `Sink.open` was called every failure may still go to a
 """
 
 from collections.abc import Callable
+from time import monotonic
 from typing import Final, Protocol
 
 from relay.attempt import Attempting
 from relay.errors import Phase, RelayError, UpstreamError, error_answer
 from relay.exchange import Attempt, AttemptResult, Exchange, Outcome, State, UpstreamRequest
+from relay.policy.breaker import Breaker, Permit
+from relay.policy.patience import Patience, advice, patience_of
+from relay.policy.retries import RetryBudget, is_repeatable, needs_budget
 from relay.policy.routing import Choice, RoutePlan
+from relay.policy.targets import Targets, name_of
 from relay.policy.verdicts import is_stale_connection, judge, status_result
 from relay.ports import Sink, Upload, Upstreams
 from relay.stream import HoldBudget
@@ -25,12 +30,18 @@ Encode = Callable[[Choice], UpstreamRequest]
 class Forwarder:
     """Runs the attempts of exchanges."""
 
-    __slots__ = ("_budget", "_running", "_upstreams")
+    __slots__ = ("_budget", "_chance", "_retries", "_running", "_targets", "_upstreams")
 
-    def __init__(self, upstreams: Upstreams, running: "Running", budget: HoldBudget) -> None:
+    def __init__(
+        self, upstreams: Upstreams, running: "Running", budget: HoldBudget, targets: Targets, chance: Callable[[], float] = lambda: 0.5
+    ) -> None:
+        """Learn about `targets` from every attempt; `chance` gives numbers in [0, 1) and jitters their rests."""
         self._upstreams = upstreams
         self._running = running
         self._budget = budget
+        self._targets = targets
+        self._chance = chance
+        self._retries = RetryBudget()
 
     async def run(self, exchange: Exchange, plan: RoutePlan, sink: Sink, encode: Encode, upload: Upload | None) -> None:
         """Try the targets of `plan` until one answers; raises the last error when none did and nothing was sent.
@@ -38,38 +49,83 @@ class Forwarder:
         `encode` turns a choice into what goes onto the wire.
         """
         exchange.move(State.TRYING)
+        self._retries.note_request(monotonic())
+        patience = patience_of(exchange.request)
+        can_repeat = upload is None and is_repeatable(exchange.request)
         sent = 0
-        was_resent = False
+        was_resent = is_fresh = False
         last: RelayError | None = None
         choice = plan.next()
-        is_fresh = False
         for _ in range(MAX_TRIES):
-            if choice is None or sent >= MAX_ATTEMPTS:
+            if choice is None or not self._may_attempt(sent, last, patience):
                 break
-            may_fall_back = plan.has_more and upload is None and sent + 1 < MAX_ATTEMPTS
-            run = Attempting(exchange, choice, sink, plan.route.timeouts, self._budget, may_fall_back=may_fall_back)
+            trial = self._trial(choice, is_forced=last is None and not plan.has_more)
+            if trial is None:
+                choice = plan.next()
+                continue
+            may_fall_back = plan.has_more and can_repeat and sent + 1 < MAX_ATTEMPTS
+            run = Attempting(
+                exchange,
+                choice,
+                sink,
+                choice.target.timeouts or plan.route.timeouts,
+                self._budget,
+                may_fall_back=may_fall_back,
+                deadline_at=patience.deadline_at,
+                on_answer=trial.succeeded,
+            )
             run.attempt.is_resend = is_fresh
             exchange.attempts.append(run.attempt)
-            last = await self._try(run, exchange, choice, encode(choice), upload, is_fresh=is_fresh)
+            last = await self._try(run, exchange, choice, encode(choice), upload, trial, is_fresh=is_fresh)
             if last is None:
                 return
             if not isinstance(last, UpstreamError):
                 break
-            if not was_resent and upload is None and is_stale_connection(last, was_reused=run.was_reused):
+            if not was_resent and can_repeat and is_stale_connection(last, was_reused=run.was_reused):
                 was_resent = is_fresh = True
                 continue
             sent += run.attempt.sent_at is not None
             is_fresh = False
-            if not judge(last, is_mapped=choice.is_mapped).fall_back or upload is not None:
+            if upload is not None or not judge(last, is_mapped=choice.is_mapped).fall_back or (sent and not can_repeat):
                 break
             choice = plan.next()
         assert last is not None
+        exchange.advice = self._advice(exchange, last, plan)
         raise last
 
+    def _may_attempt(self, sent: int, last: RelayError | None, patience: Patience) -> bool:
+        """Tell whether one more attempt is within the bounds: their number, the budget, the caller's patience."""
+        if last is None:
+            return True
+        now = monotonic()
+        if sent >= MAX_ATTEMPTS or not patience.fits(now, 0.0):
+            return False
+        return not needs_budget(sent, is_same_target=False) or self._retries.take(now)
+
+    def _trial(self, choice: Choice, *, is_forced: bool) -> "Trial | None":
+        breaker = self._targets.breaker(choice.target)
+        permit = breaker.begin(monotonic(), is_forced=is_forced)
+        return None if permit is None else Trial(breaker, permit, self._chance)
+
+    def _advice(self, exchange: Exchange, last: RelayError, plan: RoutePlan) -> dict[str, str]:
+        """Tell an SDK whether to try again: not when several targets have failed, for it would multiply their attempts."""
+        is_spent = len({name_of(attempt.target) for attempt in exchange.attempts}) > 1
+        is_final = isinstance(last, UpstreamError) and judge(last, is_mapped=False).is_final
+        return advice(None) if is_spent or is_final else {}
+
     async def _try(
-        self, run: Attempting, exchange: Exchange, choice: Choice, request: UpstreamRequest, upload: Upload | None, *, is_fresh: bool
+        self,
+        run: Attempting,
+        exchange: Exchange,
+        choice: Choice,
+        request: UpstreamRequest,
+        upload: Upload | None,
+        trial: "Trial",
+        *,
+        is_fresh: bool,
     ) -> RelayError | None:
         self._running.begin(run)
+        self._targets.began(choice.target)
         try:
             error = await run.run(self._upstreams, request, upload, is_fresh=is_fresh)
         except BaseException:
@@ -78,11 +134,61 @@ class Forwarder:
                 exchange.outcome = Outcome.COMPLETE
             # Our own cut of the client's connection cancels as well: by then the outcome says how the attempt ended.
             _mark(run.attempt, exchange, None, choice)
+            trial.over(None, exchange.outcome, is_mapped=choice.is_mapped)
             raise
         finally:
             self._running.end(run)
+            self._targets.ended(choice.target)
         _mark(run.attempt, exchange, error, choice)
+        trial.over(error or run.refusal, exchange.outcome, is_mapped=choice.is_mapped)
+        self._learn(run.attempt, exchange)
         return error
+
+    def _learn(self, attempt: Attempt, exchange: Exchange) -> None:
+        first = attempt.meter.first_content_at
+        if first is not None and attempt.sent_at is not None:
+            body = exchange.request.body
+            self._targets.answered(attempt.target, len(body.raw) if body is not None else 0, first - attempt.sent_at)
+
+
+class Trial:
+    """One permit of a target's breaker, handed back exactly once; a break after that is a failure of its own."""
+
+    __slots__ = ("_breaker", "_chance", "_is_over", "_permit")
+
+    def __init__(self, breaker: Breaker, permit: Permit, chance: Callable[[], float]) -> None:
+        self._breaker = breaker
+        self._permit = permit
+        self._chance = chance
+        self._is_over = False
+
+    def succeeded(self) -> None:
+        """Take note that a good answer began."""
+        if not self._is_over:
+            self._is_over = True
+            self._breaker.succeeded(self._permit, monotonic())
+
+    def over(self, error: RelayError | None, outcome: Outcome | None, *, is_mapped: bool) -> None:
+        """Take note of how the attempt ended."""
+        now = monotonic()
+        verdict = judge(error, is_mapped=is_mapped) if isinstance(error, UpstreamError) else None
+        is_blamed = (verdict is not None and verdict.blame_target) or outcome in _BROKEN
+        if self._is_over:
+            permit = self._breaker.begin(now, is_forced=True) if is_blamed else None
+            if permit is not None:
+                self._breaker.failed(permit, now, self._chance())
+            return
+        self._is_over = True
+        if not is_blamed:
+            self._breaker.abandoned(self._permit)
+        elif verdict is not None and verdict.rest_seconds:
+            self._breaker.abandoned(self._permit)
+            self._breaker.rest(now, verdict.rest_seconds, has_to_probe=verdict.is_final)
+        else:
+            self._breaker.failed(self._permit, now, self._chance())
+
+
+_BROKEN: Final = frozenset({Outcome.UPSTREAM_CUT, Outcome.UPSTREAM_STALLED, Outcome.UPSTREAM_ERROR})
 
 
 class Running(Protocol):

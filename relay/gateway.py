@@ -33,6 +33,7 @@ from relay.forward import Forwarder
 from relay.policy.keys import Guesses, find_key
 from relay.policy.owners import Owners
 from relay.policy.routing import Choice, RoutePlan, Router
+from relay.policy.targets import Targets
 from relay.ports import Sink, Upload
 from relay.providers.openai import OpenAIProvider
 from relay.wire.body import parse_body, peek_model
@@ -118,7 +119,18 @@ class Snapshot:
 class Gateway:
     """Serves the requests under /v1."""
 
-    __slots__ = ("_credential", "_forwarder", "_guesses", "_make_id", "_observer", "_owners", "is_draining", "snapshot")
+    __slots__ = (
+        "_chance",
+        "_credential",
+        "_forwarder",
+        "_guesses",
+        "_make_id",
+        "_observer",
+        "_owners",
+        "_targets",
+        "is_draining",
+        "snapshot",
+    )
 
     def __init__(
         self,
@@ -126,14 +138,19 @@ class Gateway:
         forwarder: Forwarder,
         observer: Observer,
         *,
+        targets: Targets,
         credential: Callable[[Upstream], bytes | None],
         make_id: Callable[[], str],
+        chance: Callable[[], float] = lambda: 0.5,
     ) -> None:
+        """Order targets by what is known of `targets`; `chance` gives numbers in [0, 1)."""
         self.snapshot = snapshot
         self.is_draining = False
         """Whether new work is refused."""
         self._forwarder = forwarder
         self._observer = observer
+        self._targets = targets
+        self._chance = chance
         self._credential = credential
         self._make_id = make_id
         self._guesses = Guesses()
@@ -277,8 +294,17 @@ class Gateway:
         if object_name is None and request.body is not None:
             object_name = request.body.previous_response_id
         if object_name is None:
-            return snapshot.router.plan(request.model, request.key, takes_default=request.body is not None)
+            return self._free_plan(snapshot, request)
         return self._pinned(snapshot, request, object_name)
+
+    def _free_plan(self, snapshot: Snapshot, request: ClientRequest) -> RoutePlan:
+        """Plan for a request that any target of its route may answer."""
+        return snapshot.router.plan(
+            request.model,
+            request.key,
+            takes_default=request.body is not None,
+            order=lambda route: self._targets.order(route, request, monotonic(), self._chance()),
+        )
 
     def _pinned(self, snapshot: Snapshot, request: ClientRequest, object_name: str) -> RoutePlan:
         """Plan for an object that lives at one upstream; to another key it does not exist."""
@@ -286,7 +312,7 @@ class Gateway:
         if owner is None:
             if len(snapshot.config.upstreams) > 1:
                 raise ClientError("unknown_id")
-            return snapshot.router.plan(request.model, request.key, takes_default=request.body is not None)
+            return self._free_plan(snapshot, request)
         if owner.key != (None if request.key is None else request.key.name):
             raise ClientError("unknown_id")
         if request.body is not None:
@@ -315,7 +341,8 @@ class Gateway:
             return
         exchange.status = answer.status
         lines = [(b"content-type", b"application/json"), (b"x-relay-error", answer.code.encode("ascii")), *_own_headers(exchange)]
-        lines += [(name.encode("ascii"), value.encode("ascii")) for name, value in (answer.headers or {}).items()]
+        told = {**(answer.headers or {}), **exchange.advice}
+        lines += [(name.encode("ascii"), value.encode("ascii")) for name, value in told.items()]
         client.answer(answer.status, lines, answer.body())
 
     def _finish(self, exchange: Exchange, client: Client) -> None:

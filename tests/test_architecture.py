@@ -46,7 +46,8 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "transport": _HALL | {"demo"},
     "app": _HALL | {"demo", "telemetry", "transport"},
     "banner": frozenset({"config"}),
-    "cli": frozenset({"app", "banner", "config"}),
+    "explain": _CORE,
+    "cli": frozenset({"app", "banner", "config", "explain"}),
     "__main__": frozenset({"cli"}),
 }
 

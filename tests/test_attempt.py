@@ -278,8 +278,8 @@ async def test_a_refusal_falls_back_when_somebody_is_left() -> None:
     bed = Bed(may_fall_back=True)
     await bed.begin()
     bed.head(500, b"application/json")
+    bed.run.end(BodyEnd.WHOLE, anything=True)
     assert isinstance(await bed.result(), UpstreamRefused)
-    assert bed.upstreams.call.closes >= 1
 
 
 @pytest.mark.parametrize("status", [100, 199, 600, 999])

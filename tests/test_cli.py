@@ -95,7 +95,7 @@ def test_check_of_a_file_that_is_not_there_gives_78(capsys: pytest.CaptureFixtur
     [
         (["chekc"], 'did you mean "check"?'),
         (["sreve"], 'did you mean "serve"?'),
-        (["xyz"], "there are serve, check, schema, version"),
+        (["xyz"], "there are serve, check, explain, schema, version"),
         (["serve", "--confg"], "unrecognized arguments"),
         (["--nonsense"], "unrecognized arguments"),
         (["check", "a", "b"], "unrecognized arguments"),
@@ -111,7 +111,7 @@ def test_wrong_usage_gives_2_and_says_what_was_likely_meant(argv: list[str], sai
 def test_help_is_on_stdout_and_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert all(word in out for word in ("serve", "check", "schema", "version"))
+    assert all(word in out for word in ("serve", "check", "explain", "schema", "version"))
 
 
 def test_version_as_text_and_as_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,12 +123,55 @@ def test_version_as_text_and_as_json(capsys: pytest.CaptureFixture[str]) -> None
     assert json.loads(capsys.readouterr().out)["relay"] == __version__
 
 
+def test_explain_tells_the_targets_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("relay.yaml").write_text(GOOD)
+    assert main(["explain", "fast"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("fast -> route fast: the name is its own\n  the only target:\n    1. mine/model  (http://127.0.0.1:9000/v1)\n")
+    assert err == ""
+
+
+def test_explain_as_json_with_a_request_from_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("a.yaml").write_text(GOOD)
+    Path("request.json").write_text('{"model": "fast", "store": true}')
+    assert main(["explain", "--config", "a.yaml", "--request", "request.json", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["route"], told["steps"][0]["target"], told["repeatable"]) == ("fast", "mine/model", False)
+
+
+def test_explain_of_a_model_without_a_route_gives_1(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("relay.yaml").write_text(GOOD)
+    assert main(["explain", "slow"]) == 1
+    assert capsys.readouterr().out.startswith("slow -> error model_not_found: ")
+
+
+def test_explain_without_a_file_reads_the_environment_and_makes_no_probe(
+    ollama: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["explain", "anything"]) == 0
+    assert "1. demo/anything" in capsys.readouterr().out
+    assert ollama["paths"] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--key", "bob"], "relay explain: the configuration has no keys\n"),
+        (["--request", "gone.json"], "relay explain: gone.json: cannot be read: No such file or directory\n"),
+    ],
+)
+def test_explain_of_something_that_is_not_there_gives_2(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("relay.yaml").write_text(GOOD)
+    assert main(["explain", "fast", *options]) == 2
+    assert capsys.readouterr() == ("", said)
+
+
 def test_schema_is_printed_as_committed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["schema"]) == 0
     assert capsys.readouterr().out == json.dumps(schema(), indent=2) + "\n"
 
 
-@pytest.mark.parametrize("argv", [["check", "a.yaml"], ["version"], ["schema"], ["--help"]])
+@pytest.mark.parametrize("argv", [["check", "a.yaml"], ["explain", "fast", "-c", "a.yaml"], ["version"], ["schema"], ["--help"]])
 def test_commands_that_do_not_serve_load_no_server(argv: list[str], tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(GOOD)
     script = f"import sys; sys.path.insert(0, {str(Path(cli.__file__).parents[1])!r})\nfrom relay.cli import main\ncode = main({argv!r})\n"

@@ -43,6 +43,7 @@ UPSTREAM: list[tuple[RelayError, int, str]] = [
     (UpstreamTimeout(Phase.FIRST_EVENT), 504, "upstream_first_event_timeout"),
     (UpstreamTimeout(Phase.BETWEEN_TOKENS), 504, "stream_idle_timeout"),
     (UpstreamTimeout(Phase.TOTAL), 504, "total_timeout"),
+    (UpstreamTimeout(Phase.CALLER), 504, "caller_deadline"),
     (MalformedResponse(Malformation.PROTOCOL), 502, "upstream_protocol_error"),
     (MalformedResponse(Malformation.BAD_RESPONSE), 502, "upstream_bad_response"),
     (MalformedResponse(Malformation.EMPTY), 502, "upstream_empty_response"),

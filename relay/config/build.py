@@ -8,11 +8,12 @@ from typing import Final
 
 from relay.config import models
 from relay.config.listening import Override, needs_keys, place_metrics
-from relay.config.origins import Surroundings, build_upstream, merge_timeouts
+from relay.config.origins import Surroundings, build_upstream
 from relay.config.problems import did_you_mean, shown
 from relay.config.report import Report
+from relay.config.routes import RouteBuilder, merge_timeouts
 from relay.config.sections import Draft
-from relay.config.tree import Config, Key, Route, Server, Target, Timeouts, Upstream
+from relay.config.tree import Config, Key, Route, Server, Timeouts, Upstream
 
 _WEAK: Final = 16
 """Fewer characters than this can be guessed."""
@@ -21,7 +22,8 @@ _WEAK: Final = 16
 def build(draft: Draft, report: Report, *, override: Override, environ: Mapping[str, str], folder: FilePath) -> Config:
     """Return the tree. Raises ConfigInvalid with everything that `report` holds, then."""
     listen = override.apply(draft.server.listen if "listen" in draft.server.model_fields_set else None)
-    around = Surroundings(timeouts=merge_timeouts(Timeouts(), draft.timeouts), listen=listen, environ=environ, folder=folder)
+    timeouts = merge_timeouts(Timeouts(), draft.timeouts)
+    around = Surroundings(timeouts=timeouts, listen=listen, environ=environ, has_keys=draft.has_keys, folder=folder)
     upstreams = {
         name: upstream
         for name, settings in draft.upstreams.items()
@@ -34,7 +36,7 @@ def build(draft: Draft, report: Report, *, override: Override, environ: Mapping[
     if exposed is not None:
         report.add(("server", "listen"), exposed)
     report.raise_if_any()
-    for name in sorted(upstreams.keys() - {target.upstream.name for route in routes.values() for target in route.targets}):
+    for name in sorted(upstreams.keys() - {target.upstream.name for route in routes.values() for target in route.all_targets}):
         report.warn(("upstreams", name), "no route leads here")
     return Config(
         server=_server(draft.server, listen[0], listen[1]),
@@ -63,21 +65,9 @@ def _server(given: models.Server, host: str, port: int) -> Server:
 
 
 def _routes(draft: Draft, upstreams: Mapping[str, Upstream], report: Report) -> dict[str, Route]:
-    routes: dict[str, Route] = {}
-    for name, target in draft.routes.items():
-        if target is None:
-            continue
-        upstream, model = target
-        if upstream not in draft.upstreams:
-            if draft.upstreams and not report.is_full:
-                report.add(("routes", name), f'no upstream named "{shown(upstream)}"{did_you_mean(upstream, draft.upstreams)}')
-            continue
-        if "*" in model and not name.endswith("*"):
-            report.add(("routes", name), "the model holds a *, which only a route whose name ends in * can fill")
-        elif upstream in upstreams:
-            origin = upstreams[upstream]
-            routes[name] = Route(name=name, targets=(Target(upstream=origin, model=model),), timeouts=origin.timeouts)
-    return routes
+    builder = RouteBuilder(named=draft.upstreams, upstreams=upstreams, report=report)
+    built = ((name, builder.build(name, given)) for name, given in draft.routes.items() if given is not None)
+    return {name: route for name, route in built if route is not None}
 
 
 def _keys(draft: Draft, report: Report) -> dict[bytes, Key]:

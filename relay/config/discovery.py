@@ -9,7 +9,7 @@ from relay.config.origins import environment_proxy
 from relay.config.problems import ConfigInvalid, Problem
 from relay.config.tree import Config, Kind, Route, Server, Target, Upstream
 from relay.config.values import parse_model, parse_secret
-from relay.config.vendors import VENDORS
+from relay.config.vendors import VENDORS, vendor_of
 
 _SOURCE: Final = "environment"
 
@@ -65,9 +65,16 @@ def _upstreams(environ: Mapping[str, str], listen: tuple[str, int], has_ollama: 
             problems.append(_problem(place, str(error)))
             is_wrong = True
             continue
-        found[name] = Upstream(name=name, base_url=base_url, api_key=key, allow_private=is_private(host_of(base_url)), proxy=proxy)
+        found[name] = Upstream(
+            name=name,
+            base_url=base_url,
+            api_key=key,
+            allow_private=is_private(host_of(base_url)),
+            proxy=proxy,
+            vendor=vendor_of(name, base_url),
+        )
     if has_ollama:
-        found["ollama"] = Upstream(name="ollama", base_url=VENDORS["ollama"].base_url, allow_private=True)
+        found["ollama"] = Upstream(name="ollama", base_url=VENDORS["ollama"].base_url, allow_private=True, vendor="ollama")
     if not found and not is_wrong:
         found["demo"] = Upstream(name="demo", kind=Kind.DEMO, base_url="", allow_private=True)
     return found

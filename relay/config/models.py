@@ -1,62 +1,54 @@
 """The settings themselves: pydantic models that check one section each and make the published JSON Schema.
 
-No unions: each value has one form, read by one parser, so a message always says what is expected. A setting that is not
-here is an error. Models hold what one entry says; what entries say about each other is checked in `build`.
+No unions: each value has one form, and a section that may be written shorter (a route, a target) is brought to its full
+form first, so a message always says what is expected. A setting that is not here is an error. Models hold what one entry
+says; what entries say about each other is checked in `build` and `routes`.
 """
 
-from typing import Annotated, Any, Final, get_args, get_origin
+from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
-from pydantic.fields import FieldInfo
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from relay.config import addresses, values
-from relay.config.problems import Path
-from relay.config.tree import Secret
-
-
-def _text(*, pattern: str | None = None, **more: object) -> WithJsonSchema:
-    """Describe a text for editors; whatever the pattern, a value may be a variable instead."""
-    schema: dict[str, Any] = {"type": "string", **more}
-    if pattern is not None:
-        schema["pattern"] = rf"^(?:{pattern}|.*\$\{{.*)$"
-    return WithJsonSchema(schema)
-
-
-def _number(pattern: str) -> WithJsonSchema:
-    return WithJsonSchema({"type": ["integer", "string"], "minimum": 1, "pattern": rf"^(?:{pattern}|.*\$\{{.*)$"})
-
-
-_SWITCH: Final = WithJsonSchema({"type": ["boolean", "string"]})
-_TARGET: Final = r"[^/*]+/[^*]*\*?"
-
-Text = Annotated[str, PlainValidator(values.parse_text), _text()]
-Model = Annotated[str, PlainValidator(values.parse_model), _text()]
-Switch = Annotated[bool, PlainValidator(values.parse_switch), _SWITCH]
-Duration = Annotated[float, PlainValidator(values.parse_duration), _text(pattern=r"[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h)")]
-Size = Annotated[int, PlainValidator(values.parse_size), _number(r"[0-9]+(?:B|kB|KB|MB|GB|KiB|MiB|GiB)?")]
-Count = Annotated[int, PlainValidator(values.parse_count), _number(r"[0-9]+[kM]?")]
-Credential = Annotated[Secret, PlainValidator(values.parse_secret), _text()]
-Digest = Annotated[bytes, PlainValidator(values.parse_digest), _text(pattern="sha256:[0-9a-fA-F]{64}")]
-Expiry = Annotated[float, PlainValidator(values.parse_expiry), _text(pattern=r"[0-9]{4}-[0-9]{2}-[0-9]{2}.*")]
-Target = Annotated[tuple[str, str], PlainValidator(values.parse_target), _text(pattern=_TARGET)]
-Listen = Annotated[addresses.Listen, PlainValidator(addresses.parse_listen), _text(pattern=r".+:[0-9]{1,5}")]
-BaseUrl = Annotated[str, PlainValidator(addresses.parse_base_url), _text(pattern="https?://[^?#@]+")]
-Proxy = Annotated[str, PlainValidator(addresses.parse_proxy), _text(pattern="http://[^/?#@]+/?")]
-Origin = Annotated[str, PlainValidator(addresses.parse_origin), _text(pattern="https?://[^/?#@*]+/?")]
-Network = Annotated[str, PlainValidator(addresses.parse_network), _text()]
-HeaderName = Annotated[bytes, PlainValidator(addresses.parse_forwarded_header), _text()]
-Kind = Annotated[str, PlainValidator(values.parse_choice(("openai", "demo"))), _text(enum=["openai", "demo"])]
-Loop = Annotated[str, PlainValidator(values.parse_choice(("auto", "uvloop", "asyncio"))), _text(enum=["auto", "uvloop", "asyncio"])]
+from relay.config.fields import (
+    TARGET,
+    Affinity,
+    BaseUrl,
+    Count,
+    Credential,
+    Digest,
+    Duration,
+    Expiry,
+    HeaderName,
+    Kind,
+    Listen,
+    Loop,
+    Model,
+    Network,
+    Origin,
+    Proxy,
+    Size,
+    StrategyName,
+    Switch,
+    TargetName,
+    Text,
+    Vendor,
+    Weight,
+    or_variable,
+    setting,
+)
+from relay.config.tree import Affinity as AffinityValue
 
 _STRICT: Final = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, arbitrary_types_allowed=True)
 
 
-def _setting(default: object, description: str, *examples: object, shown: object = None, is_secret: bool = False) -> Any:
-    """Declare a setting that may be left out. `shown` is its default as a person writes it, for editors."""
-    extra: dict[str, Any] = {} if shown is None else {"default": shown}
-    if is_secret:
-        extra["writeOnly"] = True
-    return Field(default_factory=lambda: default, description=description, examples=list(examples), json_schema_extra=extra)
+_CONNECT: Final = setting(5.0, "How long connecting may take, TLS included.", "5s", shown="5s")
+_FIRST_TOKEN: Final = setting(
+    120.0,
+    "How long an upstream may take until its first event or, without streaming, its answer.",
+    "90s",
+    shown="120s",
+)
+_BETWEEN_TOKENS: Final = setting(120.0, "How long an upstream may be silent in the middle of an answer.", "30s", shown="120s")
 
 
 class Timeouts(BaseModel):
@@ -64,13 +56,21 @@ class Timeouts(BaseModel):
 
     model_config = _STRICT
 
-    connect: Duration = _setting(5.0, "How long connecting may take, TLS included.", "5s", shown="5s")
-    first_token: Duration = _setting(
-        120.0, "How long an upstream may take until its first event or, without streaming, its answer.", "90s", "5m", shown="120s"
-    )
-    between_tokens: Duration = _setting(120.0, "How long an upstream may be silent in the middle of an answer.", "30s", shown="120s")
-    write: Duration = _setting(30.0, "How long a client may read nothing before it is cut.", "30s", shown="30s")
-    total: Duration = _setting(3600.0, "How long one exchange may take in all.", "10m", "1h", shown="1h")
+    connect: Duration = _CONNECT
+    first_token: Duration = _FIRST_TOKEN
+    between_tokens: Duration = _BETWEEN_TOKENS
+    write: Duration = setting(30.0, "How long a client may read nothing before it is cut.", "30s", shown="30s")
+    total: Duration = setting(3600.0, "How long one exchange may take in all.", "10m", "1h", shown="1h")
+
+
+class TargetTimeouts(BaseModel):
+    """Bounds of the waits for one target. How long the whole exchange may take is its route's business."""
+
+    model_config = _STRICT
+
+    connect: Duration = _CONNECT
+    first_token: Duration = _FIRST_TOKEN
+    between_tokens: Duration = _BETWEEN_TOKENS
 
 
 class Server(BaseModel):
@@ -78,22 +78,22 @@ class Server(BaseModel):
 
     model_config = _STRICT
 
-    listen: Listen = _setting(
+    listen: Listen = setting(
         ("127.0.0.1", 8080),
         "Address to listen on. Any other than loopback needs `keys`.",
         "127.0.0.1:8080",
         "0.0.0.0:8080",
         shown="127.0.0.1:8080",
     )
-    max_body: Size = _setting(32 * 2**20, "Largest JSON request body that is read.", "32MiB", shown="32MiB")
-    max_header: Size = _setting(32 * 2**10, "Most bytes of request headers, all together.", "32KiB", shown="32KiB")
-    max_connections: Count | None = _setting(
+    max_body: Size = setting(32 * 2**20, "Largest JSON request body that is read.", "32MiB", shown="32MiB")
+    max_header: Size = setting(32 * 2**10, "Most bytes of request headers, all together.", "32KiB", shown="32KiB")
+    max_connections: Count | None = setting(
         None, "Most client connections at once. Left out: half of what the system lets the process open.", 2000
     )
-    cors_origins: list[Origin] = _setting([], "Browser origins that may call. Empty: none.", ["https://app.example.com"], shown=[])
-    trusted_proxies: list[Network] = _setting([], "Addresses or networks whose X-Forwarded-For is believed.", ["10.0.0.0/8"], shown=[])
-    loop: Loop = _setting("auto", "Event loop: uvloop where it is installed (auto), uvloop, or asyncio.", "auto", shown="auto")
-    drain: Duration = _setting(30.0, "How long open streams may go on after a stop was asked for.", "30s", shown="30s")
+    cors_origins: list[Origin] = setting([], "Browser origins that may call. Empty: none.", ["https://app.example.com"], shown=[])
+    trusted_proxies: list[Network] = setting([], "Addresses or networks whose X-Forwarded-For is believed.", ["10.0.0.0/8"], shown=[])
+    loop: Loop = setting("auto", "Event loop: uvloop where it is installed (auto), uvloop, or asyncio.", "auto", shown="auto")
+    drain: Duration = setting(30.0, "How long open streams may go on after a stop was asked for.", "30s", shown="30s")
 
 
 class Upstream(BaseModel):
@@ -101,24 +101,108 @@ class Upstream(BaseModel):
 
     model_config = _STRICT
 
-    kind: Kind = _setting("openai", "How to speak to it; `demo` is a simulator inside the relay.", "openai", "demo", shown="openai")
-    base_url: BaseUrl | None = _setting(
+    kind: Kind = setting("openai", "How to speak to it; `demo` is a simulator inside the relay.", "openai", "demo", shown="openai")
+    base_url: BaseUrl | None = setting(
         None, "Where its API begins, without the endpoint. Known names have one.", "https://api.example.com/v1"
     )
-    api_key: Credential | None = _setting(
-        None, "Its credential; `passthrough` sends the caller's own instead.", "${OPENAI_API_KEY}", "passthrough", is_secret=True
+    api_key: Credential | None = setting(
+        None,
+        "Its credential; `passthrough` sends the caller's own instead, where there are no `keys`.",
+        "${OPENAI_API_KEY}",
+        "passthrough",
+        is_secret=True,
     )
-    api_key_file: Text | None = _setting(None, "File that holds the credential; read again when it changes.", "/run/secrets/openai")
-    forward_headers: list[HeaderName] = _setting([], "Further request headers that may pass to it.", ["x-team"], shown=[])
-    allow_private: Switch | None = _setting(
+    api_key_file: Text | None = setting(None, "File that holds the credential; read again when it changes.", "/run/secrets/openai")
+    forward_headers: list[HeaderName] = setting([], "Further request headers that may pass to it.", ["x-team"], shown=[])
+    allow_private: Switch | None = setting(
         None,
         "Whether its name may resolve to a private or loopback address. A base_url that spells one out says so itself.",
         True,
     )
-    ca_file: Text | None = _setting(None, "Certificates (PEM) to trust for it instead of the system's.", "/etc/ssl/private-ca.pem")
-    proxy: Proxy | None = _setting(None, "Proxy to reach it through. Left out: HTTPS_PROXY and NO_PROXY for https.", "http://proxy:3128")
-    done_optional: Switch = _setting(False, "Whether its streams may end after a finish_reason without [DONE].", False, shown=False)
-    timeouts: Timeouts = _setting(Timeouts(), "Timeouts that differ for it.", {"first_token": "5m"})
+    ca_file: Text | None = setting(None, "Certificates (PEM) to trust for it instead of the system's.", "/etc/ssl/private-ca.pem")
+    proxy: Proxy | None = setting(None, "Proxy to reach it through. Left out: HTTPS_PROXY and NO_PROXY for https.", "http://proxy:3128")
+    done_optional: Switch = setting(False, "Whether its streams may end after a finish_reason without [DONE].", False, shown=False)
+    vendor: Vendor | None = setting(
+        None,
+        "Whose API it is, for its error codes and rate limit headers. Left out: told by its name or address, else openai.",
+        "dashscope",
+    )
+    timeouts: Timeouts = setting(Timeouts(), "Timeouts that differ for it.", {"first_token": "5m"})
+
+
+_A_TARGET: Final = "one target written as upstream/model, such as openai/gpt-4.1-mini"
+
+
+class Target(BaseModel):
+    """An upstream and the model's name there: just that, as upstream/model, or a mapping with more."""
+
+    model_config = _STRICT | ConfigDict(json_schema_extra={"type": ["string", "object"], "pattern": or_variable(TARGET)})
+
+    to: TargetName = Field(description="The target, as upstream/model.", examples=["openai/gpt-4.1-mini"])
+    weight: Weight = setting(1, "Its share among the targets of `balance`.", 3, shown=1)
+    timeouts: TargetTimeouts = setting(TargetTimeouts(), "Timeouts that differ for it on this route.", {"first_token": "30s"})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_full(cls, value: object) -> object:
+        if isinstance(value, str):
+            return {"to": value}
+        if not isinstance(value, dict):
+            raise ValueError(f"expected {_A_TARGET}, or {{to: upstream/model}} with more settings")
+        return value
+
+
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+Targets = Annotated[list[Target], BeforeValidator(_listed)]
+
+
+def _targets(description: str, *examples: object) -> Any:
+    form: dict[str, Any] = {"type": ["string", "array"], "pattern": or_variable(TARGET)}
+    return Field(default_factory=list, description=description, examples=list(examples), json_schema_extra=form)
+
+
+def _accept_short_forms(schema: dict[str, Any]) -> None:
+    """Let editors take a route that is just its target, or a list of them."""
+    schema["type"] = ["string", "array", "object"]
+    schema["pattern"] = or_variable(TARGET)
+    schema["items"] = dict(schema["properties"]["to"]["items"])
+
+
+class Route(BaseModel):
+    """Where a model's name leads: one target, a list of them tried in order, or a mapping with `to` or `balance`."""
+
+    model_config = _STRICT | ConfigDict(json_schema_extra=_accept_short_forms)
+
+    to: Targets = _targets("Targets tried in order, top to bottom.", ["openai/gpt-4.1-mini", "dashscope/qwen-plus"], "openai/gpt-4.1-mini")
+    balance: list[Target] = setting(
+        [],
+        "Targets that share the requests, instead of `to`.",
+        [{"to": "openai/gpt-4.1", "weight": 3}, {"to": "dashscope/qwen-max", "weight": 1}],
+    )
+    fallback: Targets = _targets("Targets tried in order when those above have failed.", ["dashscope/qwen-max"])
+    strategy: StrategyName | None = setting(
+        None,
+        "How `balance` chooses: by weight (the default), the target with the fewest requests for its weight, or the one"
+        " whose first token came soonest of late. `to` is always ordered.",
+        "least_busy",
+    )
+    affinity: Affinity = setting(
+        AffinityValue(),
+        "What keeps a conversation on one target of `balance`, where its prompt is cached: its first bytes, the user"
+        " it is for, or a header.",
+        "prefix",
+        "header:x-session-id",
+        shown="none",
+    )
+    timeouts: Timeouts = setting(Timeouts(), "Timeouts that differ on this route, for all its targets.", {"first_token": "45s"})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_full(cls, value: object) -> object:
+        return {"to": value} if isinstance(value, str | list) else value
 
 
 class Key(BaseModel):
@@ -126,11 +210,11 @@ class Key(BaseModel):
 
     model_config = _STRICT
 
-    key: Credential | None = _setting(None, "The key itself; `hash` is safer.", "${ALICE_KEY}", is_secret=True)
-    hash: Digest | None = _setting(None, "SHA-256 of the key, as sha256: and 64 hexadecimal digits.", "sha256:" + "0" * 64, is_secret=True)
-    routes: list[Model] = _setting([], "Names of the routes it may use. Left out: all.", ["fast", "openai/*"])
-    enabled: Switch = _setting(True, "Whether it may be used now.", True, shown=True)
-    expires: Expiry | None = _setting(None, "Last day (UTC), or moment, of its use.", "2027-12-31", "2027-12-31T18:00:00Z")
+    key: Credential | None = setting(None, "The key itself; `hash` is safer.", "${ALICE_KEY}", is_secret=True)
+    hash: Digest | None = setting(None, "SHA-256 of the key, as sha256: and 64 hexadecimal digits.", "sha256:" + "0" * 64, is_secret=True)
+    routes: list[Model] = setting([], "Names of the routes it may use. Left out: all.", ["fast", "openai/*"])
+    enabled: Switch = setting(True, "Whether it may be used now.", True, shown=True)
+    expires: Expiry | None = setting(None, "Last day (UTC), or moment, of its use.", "2027-12-31", "2027-12-31T18:00:00Z")
 
 
 class Metrics(BaseModel):
@@ -138,7 +222,7 @@ class Metrics(BaseModel):
 
     model_config = _STRICT
 
-    listen: Listen | None = _setting(
+    listen: Listen | None = setting(
         None, "Address of /metrics. Left out: the main listener when that is loopback, else 127.0.0.1:9464.", "127.0.0.1:9464"
     )
 
@@ -148,53 +232,18 @@ class Settings(BaseModel):
 
     model_config = _STRICT
 
-    server: Server = _setting(Server(), "The listener and its limits.", {"listen": "127.0.0.1:8080"})
+    server: Server = setting(Server(), "The listener and its limits.", {"listen": "127.0.0.1:8080"})
     upstreams: dict[str, Upstream] = Field(
         description="Who the relay calls, by name.", examples=[{"openai": {"api_key": "${OPENAI_API_KEY}"}}], min_length=1
     )
-    routes: dict[str, Target] = Field(
-        description="Model names that clients use, each with its upstream/model. A name may end in *.",
-        examples=[{"fast": "openai/gpt-4.1-mini", "openai/*": "openai/*"}],
+    routes: dict[str, Route] = Field(
+        description="Model names that clients use, each with its upstream/model, or several. A name may end in *.",
+        examples=[{"fast": ["openai/gpt-4.1-mini", "ollama/qwen3:8b"], "openai/*": "openai/*"}],
         min_length=1,
     )
-    keys: dict[str, Key] = _setting(
+    keys: dict[str, Key] = setting(
         {}, "Who may call, by name. Left out: everybody who reaches loopback.", {"alice": {"key": "${ALICE_KEY}"}}
     )
-    timeouts: Timeouts = _setting(Timeouts(), "Timeouts of all upstreams.", {"connect": "5s", "first_token": "2m"})
-    metrics: Metrics = _setting(Metrics(), "Where metrics are served.", {"listen": "127.0.0.1:9464"})
-    default_model: Model | None = _setting(None, "The model of requests that name none.", "fast")
-
-
-def names_below(path: Path) -> frozenset[str] | None:
-    """Return the settings that may stand in the mapping at `path`; None where names are free or nothing is known."""
-    inner = _type_at(path)
-    return frozenset(inner.model_fields) if isinstance(inner, type) and issubclass(inner, BaseModel) else None
-
-
-def field_at(path: Path) -> FieldInfo | None:
-    """Return the setting whose single value, or list of them, stands at `path`; None for a section and for no setting."""
-    names = tuple(part for part in path if isinstance(part, str))
-    if not names or _is_section(_type_at(names)):
-        return None
-    if names[0] == "routes":
-        return Settings.model_fields["routes"] if len(names) == 2 else None
-    inner = _type_at(names[:-1])
-    return inner.model_fields.get(names[-1]) if isinstance(inner, type) and issubclass(inner, BaseModel) else None
-
-
-def _is_section(inner: Any) -> bool:
-    return get_origin(inner) is dict or (isinstance(inner, type) and issubclass(inner, BaseModel))
-
-
-def _type_at(path: Path) -> Any:
-    """Return the model or the dict type that describes the value at `path`, or None."""
-    inner: Any = Settings
-    for name in path:
-        if get_origin(inner) is dict:
-            inner = get_args(inner)[1]
-        elif isinstance(inner, type) and issubclass(inner, BaseModel):
-            field = inner.model_fields.get(str(name))
-            inner = field.annotation if field is not None else None
-        else:
-            return None
-    return inner if get_origin(inner) is dict or isinstance(inner, type) else None
+    timeouts: Timeouts = setting(Timeouts(), "Timeouts of all upstreams.", {"connect": "5s", "first_token": "2m"})
+    metrics: Metrics = setting(Metrics(), "Where metrics are served.", {"listen": "127.0.0.1:9464"})
+    default_model: Model | None = setting(None, "The model of requests that name none.", "fast")

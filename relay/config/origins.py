@@ -10,13 +10,18 @@ from relay.config import models
 from relay.config.addresses import Listen, calls_itself, host_of, is_private, parse_proxy
 from relay.config.problems import Path, closest, did_you_mean
 from relay.config.report import Report
+from relay.config.routes import merge_timeouts
 from relay.config.tree import Kind, Timeouts, Upstream
 from relay.config.values import parse_secret
 from relay.config.variables import read_small_file
-from relay.config.vendors import VENDORS
+from relay.config.vendors import VENDORS, vendor_of
 
 _PASSTHROUGH: Final = "passthrough"
-_NEVER_DEMO: Final = ("base_url", "api_key", "api_key_file", "forward_headers", "ca_file", "proxy", "allow_private", "done_optional")
+_KEY_WOULD_LEAVE: Final = (
+    "passthrough cannot stand beside `keys`: callers would send their key of this relay on to the upstream;"
+    " give the upstream a credential of its own, or leave `keys` out and listen on loopback"
+)
+_NEVER_DEMO: Final = frozenset(models.Upstream.model_fields) - {"kind", "timeouts"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +31,8 @@ class Surroundings:
     timeouts: Timeouts
     listen: Listen
     environ: Mapping[str, str]
+    has_keys: bool
+    """Whether callers must show a key of the relay."""
     folder: FilePath
     """Where relative file names begin: the folder of the configuration file."""
 
@@ -44,12 +51,11 @@ def build_upstream(name: str, settings: models.Upstream, around: Surroundings, r
     if calls_itself(base_url, around.listen):
         report.add((*path, "base_url"), "this is the address the relay listens on: it would call itself")
     _check_credential(name, settings, base_url, around, report)
-    key = settings.api_key
-    is_passthrough = key is not None and key.reveal() == _PASSTHROUGH
+    is_passthrough = _is_passthrough(settings)
     return Upstream(
         name=name,
         base_url=base_url,
-        api_key=None if is_passthrough else key,
+        api_key=None if is_passthrough else settings.api_key,
         api_key_file=_file(settings.api_key_file, around.folder),
         is_passthrough=is_passthrough,
         forward_headers=frozenset(settings.forward_headers),
@@ -57,14 +63,9 @@ def build_upstream(name: str, settings: models.Upstream, around: Surroundings, r
         ca_file=_ca_file(path, settings, around.folder, report),
         proxy=settings.proxy or _proxy(path, base_url, around.environ, report),
         done_optional=settings.done_optional,
+        vendor=settings.vendor or vendor_of(name, base_url),
         timeouts=timeouts,
     )
-
-
-def merge_timeouts(base: Timeouts, given: models.Timeouts) -> Timeouts:
-    """Return `base` with what `given` really says."""
-    own = {name: getattr(given, name) for name in given.model_fields_set}
-    return Timeouts(**{name: own.get(name, getattr(base, name)) for name in models.Timeouts.model_fields})
 
 
 def environment_proxy(base_url: str, environ: Mapping[str, str]) -> str | None:
@@ -94,7 +95,10 @@ def _base_url(name: str, settings: models.Upstream, report: Report) -> str | Non
 def _check_credential(name: str, settings: models.Upstream, base_url: str, around: Surroundings, report: Report) -> None:
     path: Path = ("upstreams", name)
     vendor = VENDORS.get(name)
-    if settings.api_key is not None and settings.api_key_file is not None:
+    if around.has_keys and _is_passthrough(settings):
+        report.add((*path, "api_key"), _KEY_WOULD_LEAVE)
+    given = settings.model_fields_set.intersection(("api_key", "api_key_file"))
+    if len(given) > 1:
         report.add((*path, "api_key_file"), "stands beside api_key; keep one of the two")
     if settings.api_key_file is not None:
         try:
@@ -102,10 +106,15 @@ def _check_credential(name: str, settings: models.Upstream, base_url: str, aroun
         except ValueError as error:
             report.add((*path, "api_key_file"), str(error))
         return
-    if settings.api_key is None and vendor is not None and vendor.variable is not None and settings.base_url is None:
-        report.add(path, f'has no api_key: add `api_key: "${{{vendor.variable}}}"`, or `api_key: passthrough`', at_name=True)
+    if not given and vendor is not None and vendor.variable is not None and settings.base_url is None:
+        or_callers = "" if around.has_keys else ", or `api_key: passthrough`"
+        report.add(path, f'has no api_key: add `api_key: "${{{vendor.variable}}}"`{or_callers}', at_name=True)
     if settings.api_key is not None and base_url.startswith("http:") and not is_private(host_of(base_url)) and "." in host_of(base_url):
         report.warn((*path, "base_url"), "the credential travels over http, unencrypted")
+
+
+def _is_passthrough(settings: models.Upstream) -> bool:
+    return settings.api_key is not None and settings.api_key.reveal() == _PASSTHROUGH
 
 
 def _allow_private(path: Path, settings: models.Upstream, base_url: str, report: Report) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path as FilePath
 from typing import Final
 
 from relay.config.document import Listing, Node, NotYaml, Place, Scalar, Table, parse
-from relay.config.models import names_below
+from relay.config.lookup import names_below
 from relay.config.problems import Path, did_you_mean
 from relay.config.report import Part, Report, Span
 from relay.config.variables import expand
@@ -72,6 +72,7 @@ class _Walk:
             flaw = self._name_flaw(name, inner, data)
             if flaw:
                 self.report.add_at(name.place, inner, flaw)
+                self.report.holed.add(path)
                 self._hide(value)
                 continue
             self.report.names[inner] = name.place

@@ -7,7 +7,7 @@ from typing import Final
 
 from relay.config.document import Place
 from relay.config.excerpt import excerpt
-from relay.config.models import field_at, names_below
+from relay.config.lookup import field_at, names_below
 from relay.config.problems import HIDDEN, MAX_PROBLEMS, ConfigInvalid, Path, Problem, closest, looks_secret, path_text
 
 _MAX_LINE: Final = 400
@@ -55,6 +55,8 @@ class Report:
     """Every scalar, in the order of the file."""
     broken: set[Path] = field(default_factory=set)
     """Values with a mistake already told; whatever else is found there follows from it."""
+    holed: set[Path] = field(default_factory=set)
+    """Mappings with a name that was refused; what is missing there may be what was meant by it."""
     warnings: list[str] = field(default_factory=list)
     _found: list[tuple[int, int, str, str]] = field(default_factory=list)
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from relay.config import models
 from relay.config.problems import Path
 from relay.config.report import Report
-from relay.config.values import name_flaw, parse_model, parse_target, route_name_flaw
+from relay.config.values import name_flaw, parse_model, route_name_flaw
 
 _M = TypeVar("_M", bound=BaseModel)
 
@@ -29,7 +29,7 @@ class Draft:
     timeouts: models.Timeouts = field(default_factory=models.Timeouts)
     metrics: models.Metrics = field(default_factory=models.Metrics)
     upstreams: dict[str, models.Upstream | None] = field(default_factory=dict)
-    routes: dict[str, tuple[str, str] | None] = field(default_factory=dict)
+    routes: dict[str, models.Route | None] = field(default_factory=dict)
     keys: dict[str, models.Key | None] = field(default_factory=dict)
     key_routes: dict[str, list[object]] = field(default_factory=dict)
     """The routes that each key names, also of a key with another mistake."""
@@ -52,7 +52,7 @@ def validate(data: object, report: Report) -> Draft:
         draft.upstreams[name] = _model(models.Upstream, entry, ("upstreams", name), report)
     for name, entry in _entries(data, "routes", report):
         _check_name(route_name_flaw(name), ("routes", name), report)
-        draft.routes[name] = _target(entry, ("routes", name), report)
+        draft.routes[name] = _model(models.Route, entry, ("routes", name), report)
     for name, entry in _entries(data, "keys", report):
         _check_name(name_flaw(name), ("keys", name), report)
         draft.keys[name] = _model(models.Key, entry, ("keys", name), report)
@@ -92,16 +92,23 @@ def _model(model: type[_M], entry: object, path: Path, report: Report) -> _M | N
         for each in error.errors(include_url=False, include_input=False):
             cause = each.get("ctx", {}).get("error")
             message = str(cause) if cause is not None else _KINDS.get(each["type"], "is not acceptable here")
-            report.add((*path, *each["loc"]), message)
+            place = (*path, *_as_written(entry, each["loc"]))
+            if each["type"] != "missing" or place[:-1] not in report.holed:
+                report.add(place, message)
         return None
 
 
-def _target(entry: object, path: Path, report: Report) -> tuple[str, str] | None:
-    try:
-        return parse_target(entry)
-    except ValueError as error:
-        report.add(path, str(error))
-        return None
+def _as_written(entry: object, location: Path) -> Path:
+    """Drop the parts of a location that stand in a section's full form only, not in the shorter one that was written."""
+    place: list[str | int] = []
+    for part in location:
+        if isinstance(entry, dict) and isinstance(part, str):
+            place.append(part)
+            entry = entry.get(part)
+        elif isinstance(entry, list) and isinstance(part, int):
+            place.append(part)
+            entry = entry[part]
+    return tuple(place)
 
 
 def _default_model(entry: object, report: Report) -> str | None:

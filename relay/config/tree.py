@@ -71,6 +71,8 @@ class Upstream:
     """http://host:port of a proxy reached by CONNECT; None for a direct connection."""
     done_optional: bool = False
     """Quirk: a stream may end after its finish_reason without `[DONE]`."""
+    vendor: str = "openai"
+    """Whose API it is, for the codes and headers of its refusals; one of `vendors.NAMES`."""
     timeouts: Timeouts = field(default_factory=Timeouts)
 
 
@@ -81,6 +83,40 @@ class Target:
     upstream: Upstream
     model: str | None
     """The name at the upstream; `*` stands for what the route's wildcard matched; None only for a request without a model."""
+    weight: int = 1
+    """Its share among the targets of a balanced route."""
+    timeouts: Timeouts | None = None
+    """What holds for attempts at it, route and upstream taken in; None where only the route's are known."""
+
+
+class Strategy(Enum):
+    """How a route chooses among its targets; its fallbacks are always tried in order."""
+
+    ORDERED = "ordered"
+    WEIGHTED = "weighted"
+    LEAST_BUSY = "least_busy"
+    FASTEST = "fastest"
+
+
+class AffinityKind(Enum):
+    """What keeps the requests of one conversation together."""
+
+    NONE = "none"
+    PREFIX = "prefix"
+    USER = "user"
+    HEADER = "header"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Affinity:
+    """What requests must have in common to land on the same target, where its prompt cache is."""
+
+    kind: AffinityKind = AffinityKind.NONE
+    header: bytes | None = None
+    """Name of the request header in lower case; for AffinityKind.HEADER only."""
+
+    def __str__(self) -> str:
+        return self.kind.value if self.header is None else f"{self.kind.value}:{self.header.decode('ascii')}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +125,18 @@ class Route:
 
     name: str
     targets: tuple[Target, ...]
+    """What `strategy` chooses among."""
     timeouts: Timeouts
+    """`write` and `total` of the whole exchange; the rest for targets that have none of their own."""
+    fallbacks: tuple[Target, ...] = ()
+    """Tried in order when `targets` have failed."""
+    strategy: Strategy = Strategy.ORDERED
+    affinity: Affinity = field(default_factory=Affinity)
+
+    @property
+    def all_targets(self) -> tuple[Target, ...]:
+        """Return targets and fallbacks, in the order written."""
+        return self.targets + self.fallbacks
 
     @property
     def is_wildcard(self) -> bool:

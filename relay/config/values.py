@@ -10,7 +10,7 @@ from datetime import UTC, date, datetime, time
 from typing import Final
 
 from relay.config.problems import did_you_mean
-from relay.config.tree import Secret
+from relay.config.tree import Affinity, AffinityKind, Secret
 
 MAX_DURATION: Final = 24 * 3600.0
 """A wait longer than a day is no bound."""
@@ -34,6 +34,7 @@ _BYTES: Final[Mapping[str, int]] = {
 _COUNT: Final = re.compile(r"([0-9]{1,12})([kM]?)")
 _DIGEST: Final = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
 _HEADER_VALUE: Final = re.compile(r"[\x21-\x7e]+")
 
 
@@ -86,6 +87,15 @@ def parse_count(value: object) -> int:
     return count
 
 
+def parse_weight(value: object) -> int:
+    """Return a weight from 1 to 1000."""
+    expected = "a weight from 1 to 1000"
+    text = parse_text(value, expected)
+    if not (text.isascii() and text.isdigit() and len(text) <= 4 and 1 <= int(text) <= 1000):
+        raise ValueError(f"expected {expected}")
+    return int(text)
+
+
 def parse_switch(value: object) -> bool:
     """Return true or false, written so: yes, no, on and off mean different things to different readers of YAML."""
     match value:
@@ -108,6 +118,19 @@ def parse_choice(words: Sequence[str]) -> Callable[[object], str]:
         return text
 
     return parse
+
+
+def parse_affinity(value: object) -> Affinity:
+    """Return what requests must have in common; `header:NAME` names a request header."""
+    words = ("none", "prefix", "user")
+    expected = f"one of {', '.join(words)}, header:NAME"
+    text = parse_text(value, expected)
+    kind, colon, header = text.partition(":")
+    if kind == "header" and _HEADER_NAME.fullmatch(header) is not None:
+        return Affinity(kind=AffinityKind.HEADER, header=header.lower().encode("ascii"))
+    if colon or text not in words:
+        raise ValueError(f"expected {expected}{did_you_mean(text, words)}")
+    return Affinity(kind=AffinityKind(text))
 
 
 def parse_secret(value: object) -> Secret:

@@ -8,6 +8,7 @@ error in mid-stream and merely ends, which only the missing `[DONE]` gives away.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import urlsplit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,3 +80,19 @@ VENDORS: Final[Mapping[str, Vendor]] = {
         example="glm-4.7",
     ),
 }
+
+
+NAMES: Final = (*VENDORS, "azure")
+"""Whose API an upstream can speak: each refuses in codes and headers of its own."""
+_BY_DOMAIN: Final = {"aliyuncs.com": "dashscope", "openai.azure.com": "azure", "cognitiveservices.azure.com": "azure"}
+
+
+def vendor_of(name: str, base_url: str) -> str:
+    """Return whose API the upstream `name` at `base_url` most likely speaks: told by its name, else by its host, else OpenAI's."""
+    host = urlsplit(base_url).hostname or ""
+    if name in NAMES:
+        return name
+    for known, vendor in VENDORS.items():
+        if host == urlsplit(vendor.base_url).hostname and host != "127.0.0.1":
+            return known
+    return next((known for domain, known in _BY_DOMAIN.items() if host.endswith(f".{domain}")), "openai")

@@ -3,7 +3,7 @@
 Only names in the configuration decide; nothing in a request can name a host (A25).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from relay.config.tree import Key, Route, Target
@@ -59,10 +59,20 @@ class Router:
         self._any = routes.get("*")
         self._default_model = default_model
 
-    def plan(self, model: str | None, key: Key | None, *, pinned: str | None = None, takes_default: bool = True) -> RoutePlan:
+    def plan(
+        self,
+        model: str | None,
+        key: Key | None,
+        *,
+        pinned: str | None = None,
+        takes_default: bool = True,
+        order: Callable[[Route], Sequence[Target]] = lambda route: route.all_targets,
+    ) -> RoutePlan:
         """Plan a request for `model`; `pinned` names the only upstream that can serve it (stateful ids).
 
         `takes_default` lets the default model answer for none: not so on paths that are not about a model, such as /v1/files.
+
+        `order` chooses which of a route's targets to try, first to last; without it all are, as written.
 
         Raises ClientError: model_not_found, no_default_route, route_not_allowed, unknown_id (pinned elsewhere).
         """
@@ -72,7 +82,11 @@ class Router:
             raise ClientError("model_not_found" if name is not None else "no_default_route", param="model")
         if not may_use(key, route):
             raise ClientError("route_not_allowed", param="model")
-        choices = [_resolve(route, target, name) for target in route.targets if pinned in (None, target.upstream.name)]
+        if pinned is None:
+            targets = order(route)
+        else:
+            targets = [target for target in route.all_targets if target.upstream.name == pinned][:1]
+        choices = [_resolve(route, target, name) for target in targets]
         if not choices:
             raise ClientError("unknown_id")
         return RoutePlan(route, choices)
@@ -83,7 +97,7 @@ class Router:
         Raises ClientError: unknown_id when either is gone, or not the key's any more.
         """
         route = self._routes.get(route_name)
-        targets = () if route is None else [target for target in route.targets if target.upstream.name == upstream]
+        targets = () if route is None else [target for target in route.all_targets if target.upstream.name == upstream]
         if route is None or not targets or not may_use(key, route):
             raise ClientError("unknown_id")
         return RoutePlan(route, [Choice(target=targets[0], model=None, is_mapped=False)])

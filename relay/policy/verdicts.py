@@ -20,6 +20,7 @@ from relay.errors import (
     UpstreamTimeout,
 )
 from relay.exchange import AttemptResult
+from relay.policy.refusals import CONSEQUENCES, Blame, Fallback, Refusal, classify
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,10 @@ class Verdict:
     fall_back: bool
     blame_target: bool
     result: AttemptResult
+    rest_seconds: float = 0.0
+    """Rest the target at once for this long; 0 leaves it to its breaker."""
+    is_final: bool = False
+    """Whether asking again is useless: the account, not the moment, is what is wrong."""
 
 
 def judge(error: UpstreamError, *, is_mapped: bool) -> Verdict:
@@ -37,9 +42,9 @@ def judge(error: UpstreamError, *, is_mapped: bool) -> Verdict:
         case ConnectFailed(fault=fault):
             return Verdict(fall_back=True, blame_target=True, result=_connect_result(fault))
         case UpstreamTimeout(phase=phase):
-            return Verdict(fall_back=phase is not Phase.TOTAL, blame_target=True, result=_timeout_result(phase))
-        case UpstreamRefused(status=status):
-            return _judge_status(status, is_mapped=is_mapped)
+            return Verdict(fall_back=phase not in (Phase.TOTAL, Phase.CALLER), blame_target=True, result=_timeout_result(phase))
+        case UpstreamRefused():
+            return _judge_refusal(error, is_mapped=is_mapped)
         case MalformedResponse(what=what):
             result = AttemptResult.EMPTY if what is Malformation.EMPTY else AttemptResult.PROTOCOL_ERROR
             return Verdict(fall_back=True, blame_target=True, result=result)
@@ -78,14 +83,20 @@ def status_result(status: int) -> AttemptResult:
             return AttemptResult.PROTOCOL_ERROR
 
 
-def _judge_status(status: int, *, is_mapped: bool) -> Verdict:
-    result = status_result(status)
-    if status in (401, 402, 403, 429) or status >= 500 or 300 <= status < 400:
-        return Verdict(fall_back=True, blame_target=True, result=result)
-    if status in (408, 409):
-        return Verdict(fall_back=True, blame_target=False, result=result)
-    # A 404 for the name we mapped the model to is our configuration's fault, not the caller's.
-    return Verdict(fall_back=status == 404 and is_mapped, blame_target=False, result=result)
+def _judge_refusal(error: UpstreamRefused, *, is_mapped: bool) -> Verdict:
+    refusal = classify(error.status, error.vendor, error.type, error.code)
+    consequence = CONSEQUENCES[refusal]
+    rest = consequence.rest_seconds
+    if refusal in (Refusal.THROTTLED, Refusal.SLOW_DOWN):
+        rest = max(rest, error.retry_after or 0.0)
+    return Verdict(
+        # A 404 for the name we mapped the model to is our configuration's fault, not the caller's.
+        fall_back=consequence.falls_back is Fallback.ALWAYS or (consequence.falls_back is Fallback.MAPPED and is_mapped),
+        blame_target=consequence.blames is not Blame.NOBODY,
+        result=status_result(error.status),
+        rest_seconds=rest,
+        is_final=consequence.is_final,
+    )
 
 
 def _connect_result(fault: ConnectFault) -> AttemptResult:
@@ -108,7 +119,7 @@ def _timeout_result(phase: Phase) -> AttemptResult:
             return AttemptResult.TIMEOUT_FIRST_TOKEN
         case Phase.BETWEEN_TOKENS:
             return AttemptResult.TIMEOUT_IDLE
-        case Phase.TOTAL:
+        case Phase.TOTAL | Phase.CALLER:
             return AttemptResult.TIMEOUT_TOTAL
         case _:
             assert_never(phase)

@@ -108,6 +108,11 @@ BACKPRESSURE: Final = Family(
     name="relay_client_backpressure_seconds_total", help="Time streams waited for a slow client to take bytes.", labels=("route",)
 )
 CONNECTIONS: Final = Family(name="relay_upstream_connections", help="Open upstream connections, by state.", labels=("upstream", "state"))
+TARGET_HEALTH: Final = Family(
+    name="relay_target_health",
+    help="1 for the health state the target is in (healthy, cooling, probing), else 0.",
+    labels=("target", "state"),
+)
 VIOLATIONS: Final = Family(
     name="relay_invariant_violations_total",
     help="Times an accounting identity of the relay did not hold. Anything but 0 is a bug.",

@@ -6,7 +6,7 @@ since looking one up in the library costs more than counting with it.
 """
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, disable_created_metrics
@@ -22,6 +22,7 @@ from relay.telemetry.families import Family
 
 NO_ROUTE: Final = "_none"
 """The route label of exchanges that ended before one was found."""
+HEALTH_STATES: Final = ("healthy", "cooling", "probing")
 INVARIANTS: Final = ("ended_is_at_most_started", "open_is_in_flight")
 
 Connections = dict[str, tuple[int, int]]
@@ -31,10 +32,29 @@ Connections = dict[str, tuple[int, int]]
 class Metrics:
     """The registry and everything in it: a `gateway.Observer`."""
 
-    __slots__ = ("_children", "_connections", "_dropped", "_dropped_seen", "_ended", "_families", "_open", "_started", "registry")
+    __slots__ = (
+        "_children",
+        "_connections",
+        "_dropped",
+        "_dropped_seen",
+        "_ended",
+        "_families",
+        "_open",
+        "_standings",
+        "_started",
+        "registry",
+    )
 
-    def __init__(self, config: Config, version: str, *, connections: Callable[[], Connections], dropped: Callable[[], int]) -> None:
-        """Count for `config`; `connections` and `dropped` (log lines) are asked at each scrape."""
+    def __init__(
+        self,
+        config: Config,
+        version: str,
+        *,
+        connections: Callable[[], Connections],
+        dropped: Callable[[], int],
+        standings: Callable[[], Sequence[tuple[str, str]]] = list,
+    ) -> None:
+        """Count for `config`; `connections`, `dropped` (log lines) and `standings` (targets and their states) are asked at each scrape."""
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no annotation here
         self.registry = registry = CollectorRegistry(auto_describe=False)
         ProcessCollector(registry=registry)
@@ -44,6 +64,7 @@ class Metrics:
         self._children: dict[tuple[Any, ...], Any] = {}
         self._connections = connections
         self._dropped = dropped
+        self._standings = standings
         self._dropped_seen = 0
         self._started = 0
         self._ended = 0
@@ -62,7 +83,7 @@ class Metrics:
                 for outcome in Outcome:
                     self._of(f.REQUESTS, "chat", route, stream, _USUAL_CODE[outcome], outcome)
         for name, route_ in config.routes.items():
-            for target in route_.targets:
+            for target in route_.all_targets:
                 for result in AttemptResult:
                     self._of(f.ATTEMPTS, name, target.upstream.name, result)
 
@@ -177,6 +198,9 @@ class Metrics:
         for upstream, (idle, opened) in self._connections().items():
             self._of(f.CONNECTIONS, upstream, "idle").set(idle)
             self._of(f.CONNECTIONS, upstream, "active").set(max(opened - idle, 0))
+        for target, current in self._standings():
+            for state in HEALTH_STATES:
+                self._of(f.TARGET_HEALTH, target, state).set(1 if state == current else 0)
         dropped = self._dropped()
         self._of(f.LOG_DROPPED).inc(dropped - self._dropped_seen)
         self._dropped_seen = dropped

@@ -199,6 +199,8 @@ class ClientSink:
         ]
         if header(head.headers, b"x-request-id") is None:
             lines.append((b"x-request-id", request_id))
+        if header(head.headers, b"x-should-retry") is None:
+            lines += [(name.encode("ascii"), value.encode("ascii")) for name, value in exchange.advice.items()]
         if head.is_event_stream:
             # Proxies in front must not collect events (nginx reads this one).
             lines.append((b"x-accel-buffering", b"no"))

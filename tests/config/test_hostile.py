@@ -9,8 +9,9 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
-from relay.config import ConfigInvalid
+from relay.config import ConfigInvalid, models
 from relay.config.models import Settings
 from tests.config.loading import ROUTE, UPSTREAM, Loading
 
@@ -43,6 +44,9 @@ BOMBS = {
     "python name": "a: !!python/name:os.system",
     "many names": "{" + ", ".join(f"n{index}" for index in range(30_000)) + "}",
     "many routes": UPSTREAM + "routes:\n" + "".join(f"  r{index}: mien/x\n" for index in range(20_000)),
+    "many targets": UPSTREAM + "routes: {a: [" + "mien/x, mine/x," * 20_000 + "]}",
+    "many headers": "upstreams: {mine: {kind: demo, forward_headers: [" + "k," * 20_000 + "]}}",
+    "many different headers": "upstreams: {openai: {colour: red, forward_headers: [" + ",".join(map(str, range(100_000))) + "]}}",
     "many items": "server: {cors_origins: [" + "x," * 50_000 + "]}",
     "many pairs of braces": "[" + "{}," * 100_000 + "]",
     "long name": "x" * 1_000_000 + ": 1",
@@ -89,6 +93,9 @@ def words() -> st.SearchStrategy[str]:
         "true",
         "passthrough",
         "demo",
+        "auto",
+        "header:x",
+        "fastest",
         "/",
         "::",
     ]
@@ -96,11 +103,7 @@ def words() -> st.SearchStrategy[str]:
 
 
 def _models() -> Iterator[Any]:
-    yield Settings
-    for field in Settings.model_fields.values():
-        for candidate in (field.annotation, *getattr(field.annotation, "__args__", ())):
-            if hasattr(candidate, "model_fields"):
-                yield candidate
+    return (each for each in vars(models).values() if isinstance(each, type) and issubclass(each, BaseModel) and each is not BaseModel)
 
 
 def trees() -> st.SearchStrategy[Any]:

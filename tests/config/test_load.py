@@ -39,26 +39,27 @@ def test_shipped_example_loads_without_a_warning_and_names_its_schema(name: str)
 def test_settings_shown_in_the_example_are_the_defaults_it_says_they_are() -> None:
     config = load(str(CONFIG / "relay.example.yaml"), ENVIRON)
     assert config.server == Server()
-    assert config.upstreams["mine"].timeouts == Timeouts()
+    assert config.upstreams["openai"].timeouts == Timeouts()
 
 
 def test_settings_commented_out_in_the_example_are_accepted_too(loading: Loading) -> None:
     (loading.folder / "ca.pem").write_text("-----BEGIN CERTIFICATE-----\n")
-    (loading.folder / "mine").write_text("sk-file\n")
+    (loading.folder / "local").write_text("sk-file\n")
     text = (CONFIG / "relay.example.yaml").read_text()
     text = re.sub(r"^( *)# ([a-z_]+: )", r"\1\2", text, flags=re.MULTILINE)
-    text = text.replace("/etc/ssl/private-ca.pem", "ca.pem").replace("/run/secrets/mine", "mine")
+    text = text.replace("/etc/ssl/private-ca.pem", "ca.pem").replace("/run/secrets/local", "local")
     config = loading.load(text, ENVIRON)
     assert config.server.max_connections == 2000
     assert config.server.cors_origins == ("https://app.example.com",)
     assert config.server.trusted_proxies == ("10.0.0.0/8",)
     assert config.metrics == Metrics(host="127.0.0.1", port=9464)
-    mine = config.upstreams["mine"]
-    assert mine.forward_headers == {b"x-team"}
-    assert mine.proxy == "http://proxy:3128"
-    assert mine.ca_file == str(loading.folder / "ca.pem")
-    assert mine.api_key_file == str(loading.folder / "mine")
-    assert mine.api_key is None
+    local = config.upstreams["local"]
+    assert local.forward_headers == {b"x-team"}
+    assert local.proxy == "http://proxy:3128"
+    assert local.ca_file == str(loading.folder / "ca.pem")
+    assert local.api_key_file == str(loading.folder / "local")
+    assert local.api_key is None
+    assert local.vendor == "ollama"
 
 
 def test_words_that_every_example_relies_on(loading: Loading) -> None:
@@ -115,6 +116,26 @@ def test_passthrough_keeps_no_credential(loading: Loading) -> None:
     upstream = loading.load("upstreams: {openai: {api_key: passthrough}}\nroutes: {a: openai/x}\n").upstreams["openai"]
     assert upstream.is_passthrough
     assert upstream.api_key is None
+
+
+@pytest.mark.parametrize("key", ["passthrough", "${MINE}"])
+def test_passthrough_beside_keys_is_refused_and_told_what_to_do(loading: Loading, key: str) -> None:
+    text = f"{UPSTREAM}{ROUTE}keys: {{a: {{hash: 'sha256:{'0' * 64}'}}}}\n".replace("mine: {", f"mine: {{api_key: '{key}', ")
+    problem = loading.problem(text, {"MINE": "passthrough"})
+    assert (problem.line, problem.path) == (1, "upstreams.mine.api_key")
+    assert "their key of this relay" in problem.message
+    assert "give the upstream a credential of its own, or leave `keys` out" in problem.message
+
+
+def test_passthrough_beside_a_key_with_a_mistake_is_refused_all_the_same(loading: Loading) -> None:
+    problems = loading.problems("upstreams: {openai: {api_key: passthrough}}\nroutes: {a: openai/x}\nkeys: {a: {hash: 'sha256:12'}}\n")
+    assert [problem.path for problem in problems] == ["upstreams.openai.api_key", "keys.a.hash"]
+
+
+def test_passthrough_is_not_proposed_where_there_are_keys(loading: Loading) -> None:
+    problem = loading.problem(f"upstreams: {{openai: {{}}}}\nroutes: {{a: openai/x}}\nkeys: {{a: {{hash: 'sha256:{'0' * 64}'}}}}\n")
+    assert problem.path == "upstreams.openai"
+    assert "passthrough" not in problem.message
 
 
 def test_demo_upstream_has_no_address_yet(loading: Loading) -> None:

@@ -59,8 +59,6 @@ MISTAKES = [
     (UPSTREAM + "routes:\n  *: mine/y", 3, "", "must be quoted"),
     (UPSTREAM + "routes: {a: mine}", 2, "routes.a", "expected one target written as upstream/model"),
     (UPSTREAM + "routes: {a: mine/}", 2, "routes.a", "expected one target"),
-    (UPSTREAM + "routes: {a: [mine/x, mine/y]}", 2, "routes.a", "expected one target"),
-    (UPSTREAM + "routes: {a: {to: mine/x}}", 2, "routes.a", "expected one target"),
     (UPSTREAM + "routes: {a: mien/x}", 2, "routes.a", 'no upstream named "mien"; did you mean "mine"?'),
     (UPSTREAM + "routes: {a: mine/*}", 2, "routes.a", "only a route whose name ends in *"),
     (UPSTREAM + "routes: {'*': mine/a*b}", 2, "routes.*", "only at the end"),

@@ -119,13 +119,33 @@ def test_schema_uses_plain_draft_07() -> None:
     [
         ({"upstreams": {"a": {"colour": "red"}}, "routes": {"a": "a/x"}}, ".upstreams.a.colour: unknown"),
         ({"upstreams": {"a": {}}, "routes": {"a": "a"}}, ".routes.a: not"),
-        ({"upstreams": {"a": {}}, "routes": {"a": ["a/x"]}}, ".routes.a: not string"),
+        ({"upstreams": {"a": {}}, "routes": {"a": 4}}, ".routes.a: not ['string', 'array', 'object']"),
+        ({"upstreams": {"a": {}}, "routes": {"a": ["a/x", "a"]}}, ".routes.a[1]: not"),
+        ({"upstreams": {"a": {}}, "routes": {"a": [{"weight": 2}]}}, ".routes.a[0]: something is missing"),
+        ({"upstreams": {"a": {}}, "routes": {"a": {"to": "a"}}}, ".routes.a.to: not"),
+        ({"upstreams": {"a": {}}, "routes": {"a": {"balance": [{"to": "a/x", "wieght": 2}]}}}, ".routes.a.balance[0].wieght: unknown"),
+        ({"upstreams": {"a": {}}, "routes": {"a": {"balance": ["a/x"], "strategy": "random"}}}, ".routes.a.strategy: not in"),
+        ({"upstreams": {"a": {}}, "routes": {"a": {"to": "a/x", "hedge": {}}}}, ".routes.a.hedge: unknown"),
         ({"upstreams": {"a": {"timeouts": {"total": "1 day"}}}, "routes": {"a": "a/x"}}, ".upstreams.a.timeouts.total: not"),
         ({"upstreams": {"a": {}}}, ": something is missing"),
     ],
 )
 def test_schema_finds_mistakes_in_the_editor(data: Any, complaint: str) -> None:
     assert any(found.startswith(complaint) for found in complaints(data, schema()))
+
+
+@pytest.mark.parametrize(
+    "route",
+    [
+        "a/x",
+        ["a/x", {"to": "a/y", "timeouts": {"first_token": "30s"}}],
+        {"to": "a/x", "fallback": "a/y"},
+        {"to": ["a/x"], "fallback": [{"to": "a/y"}]},
+        {"balance": [{"to": "a/x", "weight": 3}, "a/y"], "affinity": "header:x-id", "strategy": "fastest"},
+    ],
+)
+def test_every_form_of_a_route_fits_the_schema(route: Any) -> None:
+    assert list(complaints({"upstreams": {"a": {}}, "routes": {"a": route}}, schema())) == []
 
 
 def test_every_credential_is_marked_as_one() -> None:

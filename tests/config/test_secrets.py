@@ -14,6 +14,13 @@ SPLIT = CANARY[:9] + "\\n" + CANARY[9:]
 MISPLACED = [
     "upstreams: {openai: {api_key: CANARY, colour: red}}",
     "upstreams: {openai: {apikey: CANARY}}",
+    "upstreams: {openai: {api_keys: [CANARY, CANARY]}}",
+    "upstreams: {openai: {api_keys: [x, CANARY], api_key: CANARY}}",
+    "upstreams: {openai: {api_keys: CANARY}}",
+    "upstreams: {openai: {api_keys: {CANARY: CANARY}}}",
+    "upstreams: {openai: {api_key: x, vendor: CANARY, limits: {queue: CANARY}}}",
+    "upstreams: {openai: {api_key: [CANARY, CANARY]}}",
+    "upstreams: {openai: {api_key: CANARY, api_key_file: CANARY}}",
     "upstreams: {openai: {token: CANARY, colour: red}}",
     "upstreams: {openai: CANARY}",
     "upstreams: {openai: [CANARY]}",
@@ -68,6 +75,11 @@ MISPLACED = [
     "keys:\n  alice: {key: CANARY}\n  no: {key: CANARY}\n",
     "routes: {fast: CANARY}",
     "routes: {fast: CANARY/x}",
+    "routes: {fast: [CANARY, CANARY/x, {to: CANARY}, [CANARY], {CANARY: x}]}",
+    "routes: {fast: {api_key: CANARY, to: mine/x}}",
+    "routes: {fast: {to: [mine/x], affinity: 'header:CANARY y', strategy: CANARY}}",
+    "routes: {fast: {balance: [{to: CANARY/x, weight: CANARY, timeouts: {connect: CANARY}}], fallback: CANARY}}",
+    "routes: {fast: {balance: CANARY}}",
     "routes: {fast: mine/x, CANARY: y}",
     "default_model: CANARY",
     "server: {listen: CANARY}",
@@ -99,7 +111,22 @@ PLAIN = [
     if any(
         part in text for part in ("openai: CANARY", "[CANARY]", "{CANARY}", "api", "token", "alice: CANARY", "keys: CANARY", "key: CANARY,")
     )
-    and not any(part in text for part in ("${", "_file", "CANARY: {", "CANARY: [", "expires", "routes: [", "base_url: CANARY", "cors"))
+    and not any(
+        part in text
+        for part in (
+            "${",
+            "_file",
+            "CANARY: {",
+            "CANARY: [",
+            "expires",
+            "routes: [",
+            "base_url: CANARY",
+            "cors",
+            "vendor",
+            "affinity",
+            "fast: [CANARY",
+        )
+    )
 ]
 
 

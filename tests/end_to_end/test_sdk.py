@@ -199,15 +199,17 @@ async def test_abort_in_a_stream_closes_the_upstream(sdk: Sdk, shared_upstream: 
     assert line["outcome"] == "client_gone"
 
 
-async def test_timeout_of_the_client_closes_the_upstream(
+async def test_a_client_is_told_before_its_own_timeout_ends_the_wait(
     sdk: Sdk, shared_upstream: ScriptedUpstream, relay: RelayProcess, model: str
 ) -> None:
     shared_upstream.route(model, hang())
-    with pytest.raises(openai.APITimeoutError):
-        await sdk.call(CHAT, model=model, messages=HI, timeout=0.3)
+    with pytest.raises(openai.InternalServerError) as raised:
+        await sdk.call(CHAT, model=model, messages=HI, timeout=0.5)
+    assert (raised.value.status_code, raised.value.code) == (504, "caller_deadline")
     (request,) = shared_upstream.of(model)
     await shared_upstream.wait_closed(request, within=PROMPT_SECONDS)
-    assert (await relay.wait_log(model=model))[0]["outcome"] == "client_gone"
+    line = (await relay.wait_log(model=model))[0]
+    assert (line["outcome"], line["error_code"]) == ("upstream_failed", "caller_deadline")
 
 
 async def test_hanging_up_after_done_is_complete(sdk: Sdk, shared_upstream: ScriptedUpstream, relay: RelayProcess, model: str) -> None:
@@ -396,8 +398,10 @@ async def test_upstreams_error_is_the_same_exception(
         raised.append(caught.value)
     through, straight = raised
     assert (through.status_code, through.body, str(through)) == (straight.status_code, straight.body, str(straight))
-    for header in ("retry-after", "retry-after-ms", "x-ratelimit-remaining-requests", "x-should-retry"):
+    for header in ("retry-after", "retry-after-ms", "x-ratelimit-remaining-requests"):
         assert through.response.headers.get(header) == straight.response.headers.get(header)
+    # Waiting brings no money back: the SDK is told so, whatever the upstream leaves out.
+    assert through.response.headers.get("x-should-retry") == ("false" if "insufficient-quota" in name else None)
 
 
 async def test_wrong_credential_of_the_relay_is_not_the_callers_fault(sdk: Sdk, shared_upstream: ScriptedUpstream, model: str) -> None:

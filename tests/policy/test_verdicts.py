@@ -28,6 +28,7 @@ OTHERS = [
     (UpstreamTimeout(Phase.FIRST_EVENT), True, True, R.TIMEOUT_FIRST_TOKEN),
     (UpstreamTimeout(Phase.BETWEEN_TOKENS), True, True, R.TIMEOUT_IDLE),
     (UpstreamTimeout(Phase.TOTAL), False, True, R.TIMEOUT_TOTAL),
+    (UpstreamTimeout(Phase.CALLER), False, True, R.TIMEOUT_TOTAL),
     (MalformedResponse(Malformation.PROTOCOL), True, True, R.PROTOCOL_ERROR),
     (MalformedResponse(Malformation.BAD_RESPONSE), True, True, R.PROTOCOL_ERROR),
     (MalformedResponse(Malformation.TOO_LARGE), True, True, R.PROTOCOL_ERROR),
@@ -56,7 +57,7 @@ STATUSES = [
     (415, False, False, R.HTTP_4XX),
     (422, False, False, R.HTTP_4XX),
     (429, True, True, R.HTTP_429),
-    (499, False, False, R.HTTP_4XX),
+    (499, True, False, R.HTTP_4XX),
     (500, True, True, R.HTTP_5XX),
     (503, True, True, R.HTTP_5XX),
     (529, True, True, R.HTTP_5XX),
@@ -82,9 +83,9 @@ def test_a_404_for_a_name_that_we_chose_falls_back_and_blames_nobody() -> None:
     assert (verdict.fall_back, verdict.blame_target) == (True, False)
 
 
-def test_no_other_4xx_changes_with_who_chose_the_name() -> None:
+def test_no_other_status_changes_with_who_chose_the_name() -> None:
     for status in range(300, 600):
-        if status != 404:
+        if status not in (404, 410):
             assert judge(UpstreamRefused(status), is_mapped=True) == judge(UpstreamRefused(status), is_mapped=False)
 
 

@@ -1,0 +1,73 @@
+"""The types of single settings: each has one form, read by one parser, and says in the schema what it looks like."""
+
+from collections.abc import Iterable
+from typing import Annotated, Any, Final
+
+from pydantic import Field, PlainValidator, WithJsonSchema
+
+from relay.config import addresses, values, vendors
+from relay.config.tree import Affinity as AffinityValue
+from relay.config.tree import Secret, Strategy
+
+DURATION: Final = r"[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h)"
+TARGET: Final = r"[^/*]+/[^*]*\*?"
+
+
+def or_variable(pattern: str) -> str:
+    """Return `pattern` for the schema; whatever it is, a value may be a variable instead."""
+    return rf"^(?:{pattern}|.*\$\{{.*)$"
+
+
+def _text(*, pattern: str | None = None, **more: object) -> WithJsonSchema:
+    schema: dict[str, Any] = {"type": "string", **more}
+    if pattern is not None:
+        schema["pattern"] = or_variable(pattern)
+    return WithJsonSchema(schema)
+
+
+def _number(pattern: str) -> WithJsonSchema:
+    return WithJsonSchema({"type": ["integer", "string"], "minimum": 1, "pattern": or_variable(pattern)})
+
+
+def _one_of(words: Iterable[str]) -> PlainValidator:
+    return PlainValidator(values.parse_choice(tuple(words)))
+
+
+def _enum(words: Iterable[str]) -> WithJsonSchema:
+    return _text(enum=list(words))
+
+
+_KINDS: Final = ("openai", "demo")
+_LOOPS: Final = ("auto", "uvloop", "asyncio")
+_STRATEGIES: Final = tuple(strategy.value for strategy in Strategy)
+
+Text = Annotated[str, PlainValidator(values.parse_text), _text()]
+Model = Annotated[str, PlainValidator(values.parse_model), _text()]
+Switch = Annotated[bool, PlainValidator(values.parse_switch), WithJsonSchema({"type": ["boolean", "string"]})]
+Duration = Annotated[float, PlainValidator(values.parse_duration), _text(pattern=DURATION)]
+Size = Annotated[int, PlainValidator(values.parse_size), _number(r"[0-9]+(?:B|kB|KB|MB|GB|KiB|MiB|GiB)?")]
+Count = Annotated[int, PlainValidator(values.parse_count), _number(r"[0-9]+[kM]?")]
+Weight = Annotated[int, PlainValidator(values.parse_weight), _number(r"[0-9]+")]
+Credential = Annotated[Secret, PlainValidator(values.parse_secret), _text()]
+Digest = Annotated[bytes, PlainValidator(values.parse_digest), _text(pattern="sha256:[0-9a-fA-F]{64}")]
+Expiry = Annotated[float, PlainValidator(values.parse_expiry), _text(pattern=r"[0-9]{4}-[0-9]{2}-[0-9]{2}.*")]
+TargetName = Annotated[tuple[str, str], PlainValidator(values.parse_target), _text(pattern=TARGET)]
+Affinity = Annotated[AffinityValue, PlainValidator(values.parse_affinity), _text(pattern="none|prefix|user|header:.+")]
+Listen = Annotated[addresses.Listen, PlainValidator(addresses.parse_listen), _text(pattern=r".+:[0-9]{1,5}")]
+BaseUrl = Annotated[str, PlainValidator(addresses.parse_base_url), _text(pattern="https?://[^?#@]+")]
+Proxy = Annotated[str, PlainValidator(addresses.parse_proxy), _text(pattern="http://[^/?#@]+/?")]
+Origin = Annotated[str, PlainValidator(addresses.parse_origin), _text(pattern="https?://[^/?#@*]+/?")]
+Network = Annotated[str, PlainValidator(addresses.parse_network), _text()]
+HeaderName = Annotated[bytes, PlainValidator(addresses.parse_forwarded_header), _text()]
+Kind = Annotated[str, _one_of(_KINDS), _enum(_KINDS)]
+Loop = Annotated[str, _one_of(_LOOPS), _enum(_LOOPS)]
+Vendor = Annotated[str, _one_of(vendors.NAMES), _enum(vendors.NAMES)]
+StrategyName = Annotated[str, _one_of(_STRATEGIES), _enum(_STRATEGIES)]
+
+
+def setting(default: object, description: str, *examples: object, shown: object = None, is_secret: bool = False) -> Any:
+    """Declare a setting that may be left out. `shown` is its default as a person writes it, for editors."""
+    extra: dict[str, Any] = {} if shown is None else {"default": shown}
+    if is_secret:
+        extra["writeOnly"] = True
+    return Field(default_factory=lambda: default, description=description, examples=list(examples), json_schema_extra=extra)

@@ -1,0 +1,100 @@
+"""What is known of the targets while the relay runs: health, pace and load; and so in which order a route's are tried.
+
+A target's name is its upstream's and the model's name there, the same on every route, so routes that share a target share
+what was learned of it. Names come from the configuration alone: everything here is bounded by it.
+"""
+
+from collections.abc import Sequence
+
+from relay.config.tree import Affinity, AffinityKind, Config, Route, Strategy, Target
+from relay.exchange import ClientRequest
+from relay.policy import affinity, balance
+from relay.policy.breaker import Breaker, Healths, Standing
+from relay.policy.latency import Latencies
+
+
+class Targets:
+    """Orders the targets of routes by health, strategy and affinity."""
+
+    __slots__ = ("_healths", "_in_flight", "_latencies", "_turns")
+
+    def __init__(self) -> None:
+        self._healths = Healths()
+        self._latencies: dict[str, Latencies] = {}
+        self._in_flight: dict[str, int] = {}
+        self._turns: dict[str, balance.Turns] = {}
+
+    def order(self, route: Route, request: ClientRequest, now: float, chance: float) -> list[Target]:
+        """Return the targets to try, first to last: those that rest are left out, but never the last one. `chance` in [0, 1)."""
+        targets = list(route.targets)
+        if len(targets) > 1:
+            targets = [targets[position] for position in self._positions(route, request, chance)]
+        targets += route.fallbacks
+        return targets if len(targets) == 1 else self._healths.usable(targets, name_of, now)
+
+    def _positions(self, route: Route, request: ClientRequest, chance: float) -> Sequence[int]:
+        names = [name_of(target) for target in route.targets]
+        weights = [target.weight for target in route.targets]
+        key = _affinity_key(route.affinity, request)
+        if key is not None:
+            return affinity.rank(key, names, weights)
+        match route.strategy:
+            case Strategy.ORDERED:
+                return range(len(names))
+            case Strategy.WEIGHTED:
+                return self._turns.setdefault(route.name, balance.Turns()).order(names, weights)
+            case Strategy.LEAST_BUSY:
+                return balance.least_busy([self._in_flight.get(name, 0) for name in names], weights, chance)
+            case Strategy.FASTEST:
+                return balance.fastest([self._mean(name) for name in names], chance)
+
+    def _mean(self, name: str) -> float | None:
+        known = self._latencies.get(name)
+        return None if known is None else known.mean
+
+    def breaker(self, target: Target) -> Breaker:
+        """Return the health of one target."""
+        return self._healths.of(name_of(target))
+
+    def began(self, target: Target) -> None:
+        """Count an attempt in."""
+        name = name_of(target)
+        self._in_flight[name] = self._in_flight.get(name, 0) + 1
+
+    def ended(self, target: Target) -> None:
+        """Count an attempt out."""
+        self._in_flight[name_of(target)] -= 1
+
+    def answered(self, target: Target, prompt_bytes: int, seconds: float) -> None:
+        """Learn how long a target took to its first content."""
+        self._latencies.setdefault(name_of(target), Latencies()).observe(prompt_bytes, seconds)
+
+    def standings(self, now: float) -> list[Standing]:
+        """Return the health of every target that was ever tried."""
+        return self._healths.standings(now)
+
+    def know(self, config: Config) -> None:
+        """Forget what a new configuration no longer names."""
+        names = {name_of(target) for route in config.routes.values() for target in route.all_targets}
+        self._healths.keep(names)
+        self._latencies = {name: known for name, known in self._latencies.items() if name in names}
+        self._turns = {name: turns for name, turns in self._turns.items() if name in config.routes}
+        for name in names:
+            self._healths.of(name)
+
+
+def name_of(target: Target) -> str:
+    """Return a target's name: upstream and model there, as in the configuration."""
+    return f"{target.upstream.name}/{target.model or '*'}"
+
+
+def _affinity_key(rule: Affinity, request: ClientRequest) -> bytes | None:
+    match rule.kind:
+        case AffinityKind.NONE:
+            return None
+        case AffinityKind.PREFIX:
+            return affinity.prefix_key(request)
+        case AffinityKind.USER:
+            return affinity.user_key(request)
+        case AffinityKind.HEADER:
+            return affinity.header_key(request, rule.header or b"")

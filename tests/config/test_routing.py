@@ -1,0 +1,240 @@
+"""Routes of several targets: every form, what each setting becomes, which timeouts hold where, and what is refused."""
+
+import pytest
+
+from relay.config.tree import Affinity, AffinityKind, Route, Strategy, Target, Timeouts
+from tests.config.loading import ROUTE, Loading
+
+UPSTREAMS = "upstreams: {one: {base_url: 'http://127.0.0.1:9001/v1'}, two: {base_url: 'http://127.0.0.1:9002/v1'}}\n"
+
+
+def route(loading: Loading, written: str, name: str = "fast") -> Route:
+    return loading.load(f"{UPSTREAMS}routes: {{'{name}': {written}}}").routes[name]
+
+
+def names(targets: tuple[Target, ...]) -> list[str]:
+    return [f"{target.upstream.name}/{target.model}" for target in targets]
+
+
+@pytest.mark.parametrize(
+    ("written", "targets", "fallbacks"),
+    [
+        ("one/a", ["one/a"], []),
+        ("[one/a, two/b, one/c]", ["one/a", "two/b", "one/c"], []),
+        ("[one/a, {to: two/b}]", ["one/a", "two/b"], []),
+        ("{to: one/a}", ["one/a"], []),
+        ("{to: [one/a, two/b]}", ["one/a", "two/b"], []),
+        ("{to: one/a, fallback: two/b}", ["one/a"], ["two/b"]),
+        ("{balance: [{to: one/a}, two/b], fallback: [one/c, {to: two/d}]}", ["one/a", "two/b"], ["one/c", "two/d"]),
+    ],
+)
+def test_form_of_a_route(loading: Loading, written: str, targets: list[str], fallbacks: list[str]) -> None:
+    found = route(loading, written)
+    assert (names(found.targets), names(found.fallbacks)) == (targets, fallbacks)
+    assert names(found.all_targets) == targets + fallbacks
+    assert found.strategy is (Strategy.WEIGHTED if "balance" in written else Strategy.ORDERED)
+
+
+def test_route_without_more_settings_has_no_affinity_and_no_fallbacks(loading: Loading) -> None:
+    found = route(loading, "[one/a, two/b]")
+    assert (found.affinity, found.fallbacks) == (Affinity(), ())
+
+
+def test_weights_and_strategies(loading: Loading) -> None:
+    assert [each.weight for each in route(loading, "{balance: [{to: one/a, weight: 3}, two/b]}").targets] == [3, 1]
+    for word in ("weighted", "least_busy", "fastest"):
+        assert route(loading, f"{{balance: [one/a, two/b], strategy: {word}}}").strategy is Strategy(word)
+    assert route(loading, "{to: [one/a, two/b], strategy: ordered}").strategy is Strategy.ORDERED
+
+
+@pytest.mark.parametrize(
+    ("written", "affinity"),
+    [
+        ("none", Affinity()),
+        ("prefix", Affinity(kind=AffinityKind.PREFIX)),
+        ("user", Affinity(kind=AffinityKind.USER)),
+        ("'header:X-Session-Id'", Affinity(kind=AffinityKind.HEADER, header=b"x-session-id")),
+    ],
+)
+def test_affinity(loading: Loading, written: str, affinity: Affinity) -> None:
+    found = route(loading, f"{{balance: [one/a, two/b], affinity: {written}}}").affinity
+    assert found == affinity
+    assert str(found) == written.strip("'").lower()
+
+
+def test_wildcard_route_of_several_targets(loading: Loading) -> None:
+    assert names(route(loading, "[one/q*, two/*, one/fixed]", "q*").targets) == ["one/q*", "two/*", "one/fixed"]
+
+
+def test_narrower_timeouts_override_wider_ones(loading: Loading) -> None:
+    config = loading.load(
+        """
+        timeouts: {connect: 1s, first_token: 100s}
+        upstreams:
+          one: {base_url: "http://127.0.0.1:9001/v1", timeouts: {first_token: 200s, between_tokens: 20s}}
+          two: {base_url: "http://127.0.0.1:9002/v1"}
+        routes:
+          fast:
+            to: [one/a, {to: one/b, timeouts: {between_tokens: 40s}}, two/c]
+            timeouts: {between_tokens: 30s}
+        """
+    )
+    first, second, third = (each.timeouts for each in config.routes["fast"].targets)
+    assert first == Timeouts(connect=1.0, first_token=200.0, between_tokens=30.0)
+    assert second == Timeouts(connect=1.0, first_token=200.0, between_tokens=40.0)
+    assert third == Timeouts(connect=1.0, first_token=100.0, between_tokens=30.0)
+    assert config.routes["fast"].timeouts == first
+
+
+def test_exchange_has_the_longest_total_of_its_upstreams_unless_the_route_says(loading: Loading) -> None:
+    text = """
+        upstreams:
+          one: {base_url: "http://127.0.0.1:9001/v1", timeouts: {total: 10m, write: 5s}}
+          two: {base_url: "http://127.0.0.1:9002/v1", timeouts: {total: 2h}}
+        routes:
+          longest: [one/a, two/b]
+          said: {to: [one/a, two/b], timeouts: {total: 5m}}
+        """
+    routes = loading.load(text).routes
+    for name, total, write in (("longest", 7200.0, 30.0), ("said", 300.0, 30.0)):
+        bounds = [routes[name].timeouts, *(each.timeouts for each in routes[name].targets)]
+        assert [(each.total, each.write) for each in bounds if each] == [(total, write)] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "url", "vendor"),
+    [
+        ("dashscope", "http://127.0.0.1:9/v1", "dashscope"),
+        ("zhipu", "https://open.bigmodel.cn/api/paas/v4", "zhipu"),
+        ("qwen", "https://dashscope-intl.aliyuncs.com/compatible-mode/v1", "dashscope"),
+        ("second", "https://api.deepseek.com/v1", "deepseek"),
+        ("work", "https://mine.openai.azure.com/openai/v1", "azure"),
+        ("evil", "https://aliyuncs.com.example/v1", "openai"),
+        ("mine", "http://127.0.0.1:11434/v1", "openai"),
+    ],
+)
+def test_vendor_is_told_by_name_then_by_address(loading: Loading, name: str, url: str, vendor: str) -> None:
+    config = loading.load(f"upstreams: {{{name}: {{base_url: '{url}', api_key: k}}}}\nroutes: {{a: {name}/x}}")
+    assert config.upstreams[name].vendor == vendor
+
+
+MISTAKES = [
+    # the route, path below it, part of the message
+    ("{}", "", "leads nowhere: add `to"),
+    ("[]", ".to", "is empty"),
+    ("[one]", "[0]", "expected one target written as upstream/model"),
+    ("[one/a, [two/b]]", "[1]", "expected one target written as upstream/model"),
+    ("[one/a, {weight: 2}]", "[1].to", "is missing"),
+    ("[one/a, {tu: two/b}]", "[1].tu", "unknown setting"),
+    ("[one/a, oen/b]", "[1]", 'no upstream named "oen"'),
+    ("[one/a, {to: oen/b}]", "[1].to", 'no upstream named "oen"'),
+    ("[one/a, one/*]", "[1]", "only a route whose name ends in *"),
+    ("[one/a, two/b, one/a]", "[2]", 'is already a target of "fast"'),
+    ("{to: one/a, fallback: [two/b, one/a]}", ".fallback[1]", 'is already a target of "fast"'),
+    ("{balance: [{to: one/a}, {to: one/a}]}", ".balance[1].to", 'is already a target of "fast"'),
+    ("{to: one/a, fallback: tow/b}", ".fallback", 'no upstream named "tow"'),
+    ("{fallback: [one/a]}", "", "leads nowhere"),
+    ("{blance: [one/a]}", ".blance", 'unknown setting; did you mean "balance"?'),
+    ("{to: one/a, balance: [two/b]}", ".balance", "stands beside `to`"),
+    ("{balance: []}", ".balance", "is empty"),
+    ("{balance: one/a}", ".balance", "expected a list"),
+    ("{to: {to: one/a}}", ".to", "expected a list"),
+    ("{to: one/a, fallback: []}", ".fallback", "is empty"),
+    ("{balance: [{to: one/a, wieght: 2}]}", ".balance[0].wieght", 'did you mean "weight"?'),
+    ("{balance: [{to: one/a, weight: 0}, two/b]}", ".balance[0].weight", "expected a weight from 1 to 1000"),
+    ("{balance: [{to: one/a, weight: 1.5}, two/b]}", ".balance[0].weight", "expected a weight from 1 to 1000"),
+    ("{balance: [{to: one/a, weight: -1}, two/b]}", ".balance[0].weight", "expected a weight from 1 to 1000"),
+    ("[{to: one/a, weight: 2}, two/b]", "[0].weight", "has no effect: these targets are tried in order"),
+    ("{to: [{to: one/a, weight: 2}]}", ".to[0].weight", "has no effect: these targets are tried in order"),
+    ("{to: one/a, fallback: [{to: two/b, weight: 2}]}", ".fallback[0].weight", "has no effect: these targets are tried in order"),
+    ("{balance: [{to: one/a, weight: 2}, two/b], strategy: fastest}", ".balance[0].weight", "has no effect: the fastest"),
+    ("{balance: [one/a, two/b], strategy: fast}", ".strategy", 'did you mean "fastest"?'),
+    ("{balance: [one/a, two/b], strategy: ordered}", ".strategy", "tried in order stand in `to`"),
+    ("{to: [one/a, two/b], strategy: fastest}", ".strategy", "chooses among the targets of `balance`"),
+    ("{to: [one/a, two/b], affinity: user}", ".affinity", "has no effect on targets that are tried in order"),
+    ("{balance: [one/a], affinity: user}", ".affinity", "has no effect: `balance` has one target"),
+    ("{balance: [one/a, two/b], affinity: header}", ".affinity", "expected one of none, prefix, user, header:NAME"),
+    ("{balance: [one/a, two/b], affinity: 'header:a b'}", ".affinity", "expected one of none, prefix, user, header:NAME"),
+    ("{balance: [one/a, two/b], affinity: prefx}", ".affinity", 'did you mean "prefix"?'),
+    ("{to: one/a, timeouts: {first_token: auto}}", ".timeouts.first_token", "expected a duration"),
+    ("{to: one/a, timeouts: {connect: auto}}", ".timeouts.connect", "expected a duration"),
+    ("{to: [{to: one/a, timeouts: {total: 1h}}]}", ".to[0].timeouts.total", "unknown setting"),
+]
+
+
+@pytest.mark.parametrize(("written", "path", "message"), MISTAKES, ids=range(len(MISTAKES)))
+def test_mistake_of_a_route_is_named_with_its_line(loading: Loading, written: str, path: str, message: str) -> None:
+    problem = loading.problem(f"{UPSTREAMS}routes:\n  other: one/z\n  fast: {written}\n")
+    expected = "routes.fast" + ("" if written == "[]" else path)
+    assert (problem.line, problem.path) in ((4, expected), (4, f"routes.fast{path}"))
+    assert message in problem.message
+
+
+def test_every_mistake_of_a_route_has_its_own_line(loading: Loading) -> None:
+    problems = loading.problems(
+        f"""\
+        {UPSTREAMS.strip()}
+        routes:
+          fast:
+            balance:
+              - {{to: one/a, weight: none}}
+              - tow/b
+              - {{to: two/b, timeouts: {{conect: 1s}}}}
+            fallback:
+              - three/c
+              - {{to: one/z, weight: 0}}
+        """
+    )
+    assert [(problem.line, problem.path) for problem in problems] == [
+        (5, "routes.fast.balance[0].weight"),
+        (7, "routes.fast.balance[2].timeouts.conect"),
+        (10, "routes.fast.fallback[1].weight"),
+    ]
+
+
+def test_every_unknown_upstream_of_a_route_is_named(loading: Loading) -> None:
+    problems = loading.problems(
+        f"{UPSTREAMS}routes:\n  fast:\n    balance:\n    - tow/b\n    - one/a\n    fallback:\n    - {{to: three/c}}\n"
+    )
+    assert [(problem.line, problem.path) for problem in problems] == [(5, "routes.fast.balance[0]"), (8, "routes.fast.fallback[0].to")]
+
+
+def test_excerpt_shows_the_target_that_is_wrong(loading: Loading) -> None:
+    problem = loading.problem(f"{UPSTREAMS}routes: {{fast: [one/a, oen/b]}}")
+    assert problem.excerpt == "    2 | routes: {fast: [one/a, oen/b]}\n      |                        ^"
+
+
+def test_upstream_that_is_only_a_fallback_is_used(loading: Loading) -> None:
+    assert loading.load(f"{UPSTREAMS}routes: {{fast: {{to: one/a, fallback: [two/b]}}}}").warnings == ()
+
+
+UPSTREAM_MISTAKES = [
+    ("api_key: k, api_key_file: key", ".api_key_file", "stands beside api_key"),
+    ("vendor: opnai", ".vendor", 'did you mean "openai"?'),
+]
+
+
+@pytest.mark.parametrize(("written", "path", "message"), UPSTREAM_MISTAKES, ids=range(len(UPSTREAM_MISTAKES)))
+def test_mistake_of_an_upstream_is_named_with_its_line(loading: Loading, written: str, path: str, message: str) -> None:
+    (loading.folder / "key").write_text("k")
+    problem = loading.problem(f"upstreams:\n  mine: {{base_url: 'http://127.0.0.1:9/v1', {written}}}\n{ROUTE}")
+    assert (problem.line, problem.path) == (2, f"upstreams.mine{path}")
+    assert message in problem.message
+
+
+NOT_SETTINGS = [
+    # what nothing in the relay does, so that it must not look as if it were done
+    ("api_keys: [a, b]", "to: mine/model", "upstreams.mine.api_keys"),
+    ("limits: {concurrency: 4}", "to: mine/model", "upstreams.mine.limits"),
+    ("health: {path: /models}", "to: mine/model", "upstreams.mine.health"),
+    ("", "to: [mine/a, mine/b], fallback_on: [context_length]", "routes.fast.fallback_on"),
+    ("", "to: [mine/a, mine/b], hedge: {after: p95}", "routes.fast.hedge"),
+    ("", "to: mine/a, heartbeat: {after: 15s}", "routes.fast.heartbeat"),
+]
+
+
+@pytest.mark.parametrize(("upstream", "route", "path"), NOT_SETTINGS, ids=[path.rpartition(".")[2] for _, _, path in NOT_SETTINGS])
+def test_setting_without_an_effect_is_unknown(loading: Loading, upstream: str, route: str, path: str) -> None:
+    problem = loading.problem(f"upstreams: {{mine: {{base_url: 'http://127.0.0.1:9/v1', {upstream}}}}}\nroutes: {{fast: {{{route}}}}}\n")
+    assert problem.path == path
+    assert problem.message.startswith("unknown setting")
