@@ -20,6 +20,7 @@ from typing import Any
 from relay import __version__
 from relay.attempt import Attempting
 from relay.catalog import Catalog
+from relay.config.listening import needs_keys
 from relay.config.tree import Config, Kind, Server, Target, Upstream
 from relay.errors import ConnectFailed
 from relay.exchange import Headers, Outcome, header
@@ -43,6 +44,8 @@ BACKLOG = 2048
 SEND_BUFFER = 256 * 2**10
 """Kernel's share of what waits for a slow client; the default lets megabytes pile up."""
 FAST_EXIT_SECONDS = 1.0
+FIXED_SETTINGS = ("max_header", "max_connections", "cors_origins", "trusted_proxies", "loop")
+"""Settings of `server` that the listeners were made with."""
 
 Reload = Callable[[], Config]
 
@@ -79,6 +82,9 @@ class App:
         self._log = make_logger(self._writer, is_terminal=is_terminal)
         self._request_log = RequestLog(self._log, make_request_line(self._writer, self._log, is_terminal=is_terminal))
         self._config = config
+        self._bound = config.server
+        """What was in force when the listeners were made: a reload cannot change it."""
+        self._bound_metrics = config.metrics
         self._credentials = Credentials()
         self._pools = UpstreamPools()
         self._running = Running()
@@ -126,8 +132,7 @@ class App:
         if own is not None:
             await self._serve(own, {**pages, "/metrics": self._metrics_page}, config.server, is_api=False)
         self._metrics.loaded(is_good=True, unix_time=time())
-        for warning in config.warnings:
-            self._log.warning("configuration", message=warning)
+        self._tell_about(config)
         self._spawn(self._warm_up(config))
         host, port = sock.getsockname()[:2]
         return f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -219,14 +224,32 @@ class App:
             self._metrics.loaded(is_good=False, unix_time=time())
             self._log.error("reload", message=str(error), result="refused")
             return
-        if (config.server.host, config.server.port) != (self._config.server.host, self._config.server.port):
-            self._log.warning("reload", message="server.listen cannot change while the relay runs; restart it")
+        # What counts is where the relay listens now, not where the new file would have it listen.
+        exposed = needs_keys((self._bound.host, self._bound.port), has_keys=bool(config.keys))
+        if exposed is not None:
+            self._metrics.loaded(is_good=False, unix_time=time())
+            self._log.error("reload", message=exposed, result="refused")
+            return
+        self._tell_about(config)
+        self._pools.forget_trust()
         self._config = config
         self._metrics.know(config)
         self._targets.know(config)
         self._gateway.snapshot = snapshot
         self._metrics.loaded(is_good=True, unix_time=time())
         self._log.info("reload", result="ok", routes=len(config.routes), upstreams=len(config.upstreams))
+
+    def _tell_about(self, config: Config) -> None:
+        """Log what a person should know of a new configuration, above all what of it has no effect before a restart."""
+        for warning in config.warnings:
+            self._log.warning("configuration", message=warning)
+        fixed = [f"server.{name}" for name in FIXED_SETTINGS if getattr(config.server, name) != getattr(self._bound, name)]
+        if (config.server.host, config.server.port) != (self._bound.host, self._bound.port):
+            fixed.append("server.listen")
+        if (config.metrics.host, config.metrics.port) != (self._bound_metrics.host, self._bound_metrics.port):
+            fixed.append("metrics.listen")
+        if fixed:
+            self._log.warning("reload", message=f"{', '.join(fixed)} cannot change while the relay runs; restart it")
 
     async def run(self) -> None:
         """Serve until told to stop, then drain."""

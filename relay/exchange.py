@@ -326,6 +326,11 @@ class Summary:
     bytes_out: int
     rewritten: str | None
 
+    @property
+    def is_quiet(self) -> bool:
+        """Tell whether it is nobody's business: a list of models that was given. One that was refused is a look-up that failed."""
+        return self.request.operation is Operation.MODELS and self.outcome is Outcome.COMPLETE
+
 
 def summarize(exchange: Exchange, now: float) -> Summary:
     """Freeze an ended exchange for those who observe it; `now` is when it ended."""

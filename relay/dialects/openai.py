@@ -49,7 +49,7 @@ def operation_of(method: str, path: str) -> Operation:
         # GET lists stored objects on these two; OPTIONS and HEAD are the upstream's business.
         return operation if method == "POST" else Operation.OTHER
     if path == "/v1/models" or path.startswith("/v1/models/"):
-        return Operation.MODELS if method == "GET" else Operation.OTHER
+        return Operation.MODELS if method in ("GET", "HEAD") else Operation.OTHER
     if path == "/v1/realtime" and method == "GET":
         return Operation.REALTIME
     return Operation.OTHER

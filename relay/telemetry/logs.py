@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Final
 import msgspec
 import structlog
 
-from relay.exchange import Attempt, AttemptResult, Exchange, Operation, Outcome, Summary
+from relay.exchange import Attempt, AttemptResult, Exchange, Outcome, Summary
 
 QUEUE_LINES: Final = 10_000
 BATCH_SECONDS: Final = 0.01
@@ -166,7 +166,7 @@ class RequestLog:
         for attempt in summary.attempts:
             if attempt.result not in (AttemptResult.SUCCESS, AttemptResult.CANCELLED, None):
                 self._log.warning("attempt_failed", **_attempt_fields(summary, attempt))
-        if summary.request.operation is not Operation.MODELS:
+        if not summary.is_quiet:
             self._line(_request_fields(summary))
 
 

@@ -16,7 +16,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from relay.config.tree import Config
-from relay.exchange import BAD, GOOD, Attempt, AttemptResult, Exchange, Operation, Outcome, Summary
+from relay.exchange import BAD, GOOD, Attempt, AttemptResult, Exchange, Outcome, Summary
 from relay.telemetry import families as f
 from relay.telemetry.families import Family
 
@@ -128,7 +128,7 @@ class Metrics:
             self._open.remove(id(exchange))
             self._of(f.IN_FLIGHT, route, stream).dec()
         self._check()
-        if summary.request.operation is Operation.MODELS:
+        if summary.is_quiet:
             return
         operation = summary.request.operation
         self._of(f.REQUESTS, operation, route, stream, str(summary.status), summary.outcome).inc()

@@ -127,6 +127,10 @@ class UpstreamPools:
         connection.start(request, receiver)
         return connection
 
+    def forget_trust(self) -> None:
+        """Read CA files again for connections of pools made from now on: a reload may have come because one has changed."""
+        self._contexts.clear()
+
     def counts(self) -> dict[str, tuple[int, int]]:
         """Return how many connections are idle and open, by upstream."""
         return {name: pool.count() for name, pool in self._pools.items()}

@@ -66,8 +66,8 @@ _HOP_BY_HOP: Final = frozenset(
     }
 )
 _NEVER_DOWN: Final = _HOP_BY_HOP | {b"content-length", b"set-cookie", b"set-cookie2", b"alt-svc", b"strict-transport-security"}
-_CORS: Final = b"access-control-"
-"""Which web pages may read an answer is the relay's to say: an upstream's leave for all of them is none for the relay's own callers."""
+_OURS: Final = (b"access-control-", b"x-relay-")
+"""Which web pages may read an answer, and what the relay says of itself, is not an upstream's to say (it may be a relay too)."""
 
 
 def nominated(values: Iterable[bytes]) -> frozenset[bytes]:
@@ -98,5 +98,5 @@ def headers_down(headers: Headers) -> list[tuple[bytes, bytes]]:
     return [
         (key, value)
         for key, value in headers
-        if (name := key.lower()) not in _NEVER_DOWN and name not in dropped and not name.startswith(_CORS)
+        if (name := key.lower()) not in _NEVER_DOWN and name not in dropped and not name.startswith(_OURS)
     ]

@@ -147,6 +147,12 @@ async def listed(bed: Bed, *headers: tuple[str, str]) -> set[str]:
     return {entry["id"] for entry in data}
 
 
+async def test_a_refused_look_at_the_models_is_logged_like_any_other(bed: Bed) -> None:
+    answer = await bed.send("/v1/models", None, [("Authorization", "Bearer sk-wrong-for-models")], method="GET")
+    assert answer.status == 401
+    assert (await bed.relay.wait_log(operation="models"))[-1]["outcome"] == "unauthorized"
+
+
 async def test_a53_models_are_those_the_key_may_use(bed: Bed, other: ScriptedUpstream) -> None:
     bed.upstream.route("/v1/models", scripts.json_answer({"data": [{"id": "alpha", "object": "model"}, {"id": 7}, "odd"]}))
     other.route("/v1/models", scripts.json_answer({"data": [{"id": "beta", "object": "model", "owned_by": "them"}]}))

@@ -11,6 +11,7 @@ import yaml
 from tests.conftest import RelayWith
 from tests.fakes.client import RawClient
 from tests.fakes.events import DONE, chat_stream
+from tests.fakes.ports import free_port
 from tests.fakes.relay import RelayProcess, config_for
 from tests.fakes.scripts import json_answer, sse
 from tests.fakes.upstream import ScriptedUpstream
@@ -201,3 +202,20 @@ async def test_reloads_under_load_disturb_nobody(relay_with: RelayWith, upstream
     while len(os.listdir(f"/proc/{relay.pid}/fd")) > descriptors + 8:  # idle connections of the last file's pool stay
         assert time.monotonic() < deadline, "connections of older files are left over"
         await asyncio.sleep(0.1)
+
+
+async def test_a_file_without_keys_is_refused_while_the_relay_can_be_reached_from_outside(
+    relay_with: RelayWith, upstream: ScriptedUpstream
+) -> None:
+    """The new file's own address is harmless, but it is not where the relay listens."""
+    answers(upstream, "old", "new")
+    port = free_port()
+    keys = {"alice": {"key": "sk-alice-plain"}}
+    relay = await relay_with(
+        named(upstream, "old", server={"listen": f"0.0.0.0:{port}"}, metrics={"listen": f"127.0.0.1:{free_port()}"}, keys=keys)
+    )
+    open_file = named(upstream, "new", server={"listen": f"127.0.0.1:{port}"})
+    line = await reload(relay, yaml.safe_dump(open_file), result="refused")
+    assert "keys" in line["message"]
+    assert await answer(relay) == (401, "missing_key")
+    assert await answer(relay, key="sk-alice-plain") == (200, "old")

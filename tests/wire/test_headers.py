@@ -185,3 +185,9 @@ def test_a_header_is_found_in_any_case_and_the_first_one_counts() -> None:
     assert header(headers, b"x-a") == b"1"
     assert header(headers, b"x-b") is None
     assert header_values(headers, b"x-a") == [b"1", b"2"]
+
+
+def test_an_upstream_cannot_speak_in_the_relays_name() -> None:
+    assert headers_down(((b"X-Relay-Error", b"forged"), (b"x-relay-request-id", b"theirs"), (b"x-request-id", b"passes"))) == [
+        (b"x-request-id", b"passes")
+    ]
