@@ -141,14 +141,13 @@ class Forwarder:
             self._targets.ended(choice.target)
         _mark(run.attempt, exchange, error, choice)
         trial.over(error or run.refusal, exchange.outcome, is_mapped=choice.is_mapped)
-        self._learn(run.attempt, exchange)
+        self._learn(run.attempt)
         return error
 
-    def _learn(self, attempt: Attempt, exchange: Exchange) -> None:
+    def _learn(self, attempt: Attempt) -> None:
         first = attempt.meter.first_content_at
         if first is not None and attempt.sent_at is not None:
-            body = exchange.request.body
-            self._targets.answered(attempt.target, len(body.raw) if body is not None else 0, first - attempt.sent_at)
+            self._targets.answered(attempt.target, first - attempt.sent_at)
 
 
 class Trial:

@@ -5,22 +5,26 @@ what was learned of it. Names come from the configuration alone: everything here
 """
 
 from collections.abc import Sequence
+from typing import Final
 
 from relay.config.tree import Affinity, AffinityKind, Config, Route, Strategy, Target
 from relay.exchange import ClientRequest
 from relay.policy import affinity, balance
 from relay.policy.breaker import Breaker, Healths, Standing
-from relay.policy.latency import Latencies
+
+MEAN_SHARE: Final = 0.1
+"""How much of a target's pace the newest answer makes."""
 
 
 class Targets:
     """Orders the targets of routes by health, strategy and affinity."""
 
-    __slots__ = ("_healths", "_in_flight", "_latencies", "_turns")
+    __slots__ = ("_healths", "_in_flight", "_paces", "_turns")
 
     def __init__(self) -> None:
         self._healths = Healths()
-        self._latencies: dict[str, Latencies] = {}
+        self._paces: dict[str, float] = {}
+        """Mean seconds to the first content, weighted towards the newest."""
         self._in_flight: dict[str, int] = {}
         self._turns: dict[str, balance.Turns] = {}
 
@@ -46,11 +50,7 @@ class Targets:
             case Strategy.LEAST_BUSY:
                 return balance.least_busy([self._in_flight.get(name, 0) for name in names], weights, chance)
             case Strategy.FASTEST:
-                return balance.fastest([self._mean(name) for name in names], chance)
-
-    def _mean(self, name: str) -> float | None:
-        known = self._latencies.get(name)
-        return None if known is None else known.mean
+                return balance.fastest([self._paces.get(name) for name in names], chance)
 
     def breaker(self, target: Target) -> Breaker:
         """Return the health of one target."""
@@ -65,9 +65,11 @@ class Targets:
         """Count an attempt out."""
         self._in_flight[name_of(target)] -= 1
 
-    def answered(self, target: Target, prompt_bytes: int, seconds: float) -> None:
+    def answered(self, target: Target, seconds: float) -> None:
         """Learn how long a target took to its first content."""
-        self._latencies.setdefault(name_of(target), Latencies()).observe(prompt_bytes, seconds)
+        name = name_of(target)
+        pace = self._paces.get(name, seconds)
+        self._paces[name] = pace + MEAN_SHARE * (seconds - pace)
 
     def standings(self, now: float) -> list[Standing]:
         """Return the health of every target that was ever tried."""
@@ -77,7 +79,7 @@ class Targets:
         """Forget what a new configuration no longer names."""
         names = {name_of(target) for route in config.routes.values() for target in route.all_targets}
         self._healths.keep(names)
-        self._latencies = {name: known for name, known in self._latencies.items() if name in names}
+        self._paces = {name: pace for name, pace in self._paces.items() if name in names}
         self._turns = {name: turns for name, turns in self._turns.items() if name in config.routes}
         for name in names:
             self._healths.of(name)

@@ -1,0 +1,79 @@
+"""What is known of targets, and the orders that follow from it."""
+
+from relay.config.tree import Affinity, AffinityKind, Route, Strategy, Target, Timeouts, Upstream
+from relay.exchange import ClientRequest, Operation
+from relay.policy.targets import Targets, name_of
+
+A, B, C = (Target(upstream=Upstream(name=name, base_url=f"http://{name}"), model="m") for name in "abc")
+REQUEST = ClientRequest(
+    id="1",
+    method="POST",
+    path="/v1/chat/completions",
+    query=None,
+    headers=((b"X-Session", b"s1"),),
+    operation=Operation.CHAT,
+    received_at=0.0,
+    client_ip="",
+)
+
+
+def route(*targets: Target, **more: object) -> Route:
+    return Route(name="fast", targets=targets, timeouts=Timeouts(), **more)  # type: ignore[arg-type]
+
+
+def names(targets: list[Target]) -> list[str]:
+    return [target.upstream.name for target in targets]
+
+
+def fail(known: Targets, target: Target, times: int = 5) -> None:
+    for _ in range(times):
+        permit = known.breaker(target).begin(0.0, is_forced=True)
+        assert permit is not None
+        known.breaker(target).failed(permit, 0.0, 0.5)
+
+
+def test_targets_come_as_written_and_fallbacks_after_them() -> None:
+    assert names(Targets().order(route(B, A, fallbacks=(C,)), REQUEST, 0.0, 0.5)) == ["b", "a", "c"]
+
+
+def test_a_target_at_rest_is_left_out_but_never_the_last() -> None:
+    known = Targets()
+    fail(known, A)
+    assert names(known.order(route(A, B), REQUEST, 1.0, 0.5)) == ["b"]
+    fail(known, B)
+    assert len(known.order(route(A, B), REQUEST, 1.0, 0.5)) == 1
+    assert names(known.order(route(A), REQUEST, 1.0, 0.5)) == ["a"]
+
+
+def test_the_fastest_goes_first_once_it_is_known() -> None:
+    known = Targets()
+    for target, seconds in ((A, 2.0), (B, 0.5), (C, 1.0)):
+        known.answered(target, seconds)
+    assert names(known.order(route(A, B, C, strategy=Strategy.FASTEST), REQUEST, 0.0, 0.5)) == ["b", "c", "a"]
+
+
+def test_the_pace_follows_what_comes() -> None:
+    known = Targets()
+    known.answered(A, 0.1)
+    known.answered(B, 1.0)
+    for _ in range(50):
+        known.answered(A, 5.0)
+    assert names(known.order(route(A, B, strategy=Strategy.FASTEST), REQUEST, 0.0, 0.5)) == ["b", "a"]
+
+
+def test_the_least_busy_goes_first() -> None:
+    known = Targets()
+    known.began(A)
+    assert names(known.order(route(A, B, strategy=Strategy.LEAST_BUSY), REQUEST, 0.0, 0.0)) == ["b", "a"]
+    known.ended(A)
+    assert names(known.order(route(A, B, strategy=Strategy.LEAST_BUSY), REQUEST, 0.0, 0.0)) == ["a", "b"]
+
+
+def test_a_header_keeps_a_conversation_on_its_target() -> None:
+    known = Targets()
+    bound = route(A, B, C, affinity=Affinity(kind=AffinityKind.HEADER, header=b"x-session"))
+    assert len({tuple(names(known.order(bound, REQUEST, 0.0, chance / 10))) for chance in range(10)}) == 1
+
+
+def test_targets_are_named_by_upstream_and_model() -> None:
+    assert name_of(A) == "a/m"
