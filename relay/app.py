@@ -21,7 +21,7 @@ from relay import __version__
 from relay.attempt import Attempting
 from relay.catalog import Catalog
 from relay.config.listening import needs_keys
-from relay.config.tree import Config, Kind, Server, Target, Upstream
+from relay.config.tree import Config, Kind, Server, Target, Timeouts, Upstream
 from relay.errors import ConnectFailed
 from relay.exchange import Headers, Outcome, header
 from relay.forward import Forwarder
@@ -155,6 +155,7 @@ class App:
             config=config,
             router=Router(config.routes, config.default_model),
             providers={name: OpenAIProvider(upstream) for name, upstream in config.upstreams.items()},
+            total_seconds=max((route.timeouts.total for route in config.routes.values()), default=Timeouts().total),
             catalog=Catalog(config, lambda upstream, path: fetch(self._pools, upstream, path, self._credentials.current)),
         )
 

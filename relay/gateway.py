@@ -12,7 +12,7 @@ from typing import Protocol
 from urllib.parse import unquote
 
 from relay.catalog import Catalog
-from relay.config.tree import Config, Key, Timeouts, Upstream
+from relay.config.tree import Config, Key, Upstream
 from relay.dialects.openai import check_path, makes_object, object_id, operation_of
 from relay.errors import ClientError, Draining, ErrorAnswer, InternalError, Overloaded, RelayError, error_answer
 from relay.exchange import (
@@ -110,10 +110,8 @@ class Snapshot:
     providers: dict[str, OpenAIProvider]
     catalog: Catalog
 
-    @property
-    def total_seconds(self) -> float:
-        """The longest that any route lets a request take: what a body may take before its route is known."""
-        return max((route.timeouts.total for route in self.config.routes.values()), default=Timeouts().total)
+    total_seconds: float
+    """The longest that any route lets a request take: what a body may take before its route is known."""
 
 
 class Gateway:
