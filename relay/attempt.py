@@ -72,7 +72,7 @@ class Attempting:
         timeouts: Timeouts,
         budget: HoldBudget,
         *,
-        may_fall_back: bool,
+        may_fall_back: Callable[[], bool],
         deadline_at: float = inf,
         on_answer: Callable[[], None] | None = None,
     ) -> None:
@@ -111,7 +111,7 @@ class Attempting:
             try:
                 self._call = await upstreams.begin(request, self, self._timeouts.connect, is_fresh=is_fresh)
             except UpstreamError as error:
-                return error
+                return self.done.result() if self.done.done() else error
             self.attempt.sent_at = monotonic()
             self.was_reused = self._call.is_reused
             self._sink.follow(self._call)
@@ -201,6 +201,8 @@ class Attempting:
         exchange = self._exchange
         self.attempt.head = head
         self.relay = OpaqueRelay(self, self.attempt.meter, is_open_proof=True)
+        if self._on_answer is not None:
+            self._on_answer()
         exchange.move(State.COMMITTED)
         exchange.status = head.status
         self._sink.switch(exchange, head, rest, self._from_client)
@@ -254,7 +256,7 @@ class Attempting:
         if error.status in (401, 402, 403) and self._choice.target.upstream.is_passthrough:
             # The caller's own credential was refused: that is the answer.
             return False
-        return self._may_fall_back and judge(error, is_mapped=self._choice.is_mapped).fall_back
+        return judge(error, is_mapped=self._choice.is_mapped).fall_back and self._may_fall_back()
 
     # What the relay asks for
 

@@ -8,6 +8,7 @@ from time import monotonic
 from typing import Final, Protocol
 
 from relay.attempt import Attempting
+from relay.config.tree import Route
 from relay.errors import Phase, RelayError, UpstreamError, error_answer
 from relay.exchange import Attempt, AttemptResult, Exchange, Outcome, State, UpstreamRequest
 from relay.policy.breaker import Breaker, Permit
@@ -55,33 +56,30 @@ class Forwarder:
         sent = 0
         was_resent = is_fresh = False
         last: RelayError | None = None
+        trial: Trial | None = None
+        onward: Onward | None = None
         choice = plan.next()
         for _ in range(MAX_TRIES):
-            if choice is None or not self._may_attempt(sent, last, patience):
+            if choice is None or not self._may_attempt(sent, last, patience, onward):
                 break
-            trial = self._trial(choice, is_forced=last is None and not plan.has_more)
+            if trial is None or not is_fresh:
+                # A resend goes on with its first try's permit: that a kept connection was stale says nothing of the target.
+                trial = self._trial(choice, is_forced=last is None and not plan.has_more)
             if trial is None:
                 choice = plan.next()
                 continue
-            may_fall_back = plan.has_more and can_repeat and sent + 1 < MAX_ATTEMPTS
-            run = Attempting(
-                exchange,
-                choice,
-                sink,
-                choice.target.timeouts or plan.route.timeouts,
-                self._budget,
-                may_fall_back=may_fall_back,
-                deadline_at=patience.deadline_at,
-                on_answer=trial.succeeded,
-            )
+            onward = Onward(plan, self._targets, self._retries, patience, sent=sent + 1 if can_repeat else MAX_ATTEMPTS)
+            run = self._attempting(exchange, choice, plan.route, sink, onward, trial, patience)
             run.attempt.is_resend = is_fresh
             exchange.attempts.append(run.attempt)
-            last = await self._try(run, exchange, choice, encode(choice), upload, trial, is_fresh=is_fresh)
+            last = await self._try(
+                run, exchange, choice, encode, upload, trial, is_fresh=is_fresh, can_resend=can_repeat and not was_resent
+            )
             if last is None:
                 return
             if not isinstance(last, UpstreamError):
                 break
-            if not was_resent and can_repeat and is_stale_connection(last, was_reused=run.was_reused):
+            if can_repeat and not was_resent and is_stale_connection(last, was_reused=run.was_reused):
                 was_resent = is_fresh = True
                 continue
             sent += run.attempt.sent_at is not None
@@ -89,45 +87,65 @@ class Forwarder:
             if upload is not None or not judge(last, is_mapped=choice.is_mapped).fall_back or (sent and not can_repeat):
                 break
             choice = plan.next()
+        if trial is not None:
+            # Not handed back yet when the caller's patience ended before the resend.
+            trial.over(None, None, is_mapped=False)
         assert last is not None
         exchange.advice = self._advice(exchange, last, plan)
         raise last
 
-    def _may_attempt(self, sent: int, last: RelayError | None, patience: Patience) -> bool:
+    def _attempting(
+        self, exchange: Exchange, choice: Choice, route: Route, sink: Sink, onward: "Onward", trial: "Trial", patience: Patience
+    ) -> Attempting:
+        return Attempting(
+            exchange,
+            choice,
+            sink,
+            choice.target.timeouts or route.timeouts,
+            self._budget,
+            may_fall_back=onward.reserve,
+            deadline_at=patience.deadline_at,
+            on_answer=trial.succeeded,
+        )
+
+    def _may_attempt(self, sent: int, last: RelayError | None, patience: Patience, onward: "Onward | None") -> bool:
         """Tell whether one more attempt is within the bounds: their number, the budget, the caller's patience."""
         if last is None:
             return True
         now = monotonic()
         if sent >= MAX_ATTEMPTS or not patience.fits(now, 0.0):
             return False
-        return not needs_budget(sent, is_same_target=False) or self._retries.take(now)
+        is_paid = onward is not None and onward.is_paid
+        return is_paid or not needs_budget(sent, is_same_target=False) or self._retries.take(now)
 
     def _trial(self, choice: Choice, *, is_forced: bool) -> "Trial | None":
         breaker = self._targets.breaker(choice.target)
         permit = breaker.begin(monotonic(), is_forced=is_forced)
-        return None if permit is None else Trial(breaker, permit, self._chance)
+        return None if permit is None else Trial(breaker, permit, self._chance, is_own_account=not choice.target.upstream.is_passthrough)
 
     def _advice(self, exchange: Exchange, last: RelayError, plan: RoutePlan) -> dict[str, str]:
         """Tell an SDK whether to try again: not when several targets have failed, for it would multiply their attempts."""
+        if not isinstance(last, UpstreamError):
+            return {}
         is_spent = len({name_of(attempt.target) for attempt in exchange.attempts}) > 1
-        is_final = isinstance(last, UpstreamError) and judge(last, is_mapped=False).is_final
-        return advice(None) if is_spent or is_final else {}
+        return advice(None) if is_spent or judge(last, is_mapped=False).is_final else {}
 
     async def _try(
         self,
         run: Attempting,
         exchange: Exchange,
         choice: Choice,
-        request: UpstreamRequest,
+        encode: Encode,
         upload: Upload | None,
         trial: "Trial",
         *,
         is_fresh: bool,
+        can_resend: bool,
     ) -> RelayError | None:
         self._running.begin(run)
         self._targets.began(choice.target)
         try:
-            error = await run.run(self._upstreams, request, upload, is_fresh=is_fresh)
+            error = await run.run(self._upstreams, encode(choice), upload, is_fresh=is_fresh)
         except BaseException:
             if exchange.outcome is None and run.attempt.meter.terminal_at is not None:
                 # The client hung up after the terminator: it has everything.
@@ -140,6 +158,8 @@ class Forwarder:
             self._running.end(run)
             self._targets.ended(choice.target)
         _mark(run.attempt, exchange, error, choice)
+        if can_resend and isinstance(error, UpstreamError) and is_stale_connection(error, was_reused=run.was_reused):
+            return error
         trial.over(error or run.refusal, exchange.outcome, is_mapped=choice.is_mapped)
         self._learn(run.attempt)
         return error
@@ -150,15 +170,43 @@ class Forwarder:
             self._targets.answered(attempt.target, first - attempt.sent_at)
 
 
+class Onward:
+    """Whether an attempt's refusal may be given up for another target: else it is passed on, which tells more than an error of ours."""
+
+    __slots__ = ("_patience", "_plan", "_retries", "_sent", "_targets", "is_paid")
+
+    def __init__(self, plan: RoutePlan, targets: Targets, retries: RetryBudget, patience: Patience, *, sent: int) -> None:
+        """Look at what `plan` has left; `sent` are the attempts made by then, this one included."""
+        self._plan = plan
+        self._targets = targets
+        self._retries = retries
+        self._patience = patience
+        self._sent = sent
+        self.is_paid = False
+        """Whether the next attempt was taken from the budget already."""
+
+    def reserve(self) -> bool:
+        """Tell whether another target can be tried now; takes it from the budget, for others ask in the same moment."""
+        now = monotonic()
+        if self._sent >= MAX_ATTEMPTS or not self._patience.fits(now, 0.0):
+            return False
+        if not any(self._targets.breaker(choice.target).may_try(now) for choice in self._plan.left):
+            return False
+        self.is_paid = needs_budget(self._sent, is_same_target=False) and self._retries.take(now)
+        return self.is_paid or not needs_budget(self._sent, is_same_target=False)
+
+
 class Trial:
     """One permit of a target's breaker, handed back exactly once; a break after that is a failure of its own."""
 
-    __slots__ = ("_breaker", "_chance", "_is_over", "_permit")
+    __slots__ = ("_breaker", "_chance", "_is_over", "_is_own_account", "_permit")
 
-    def __init__(self, breaker: Breaker, permit: Permit, chance: Callable[[], float]) -> None:
+    def __init__(self, breaker: Breaker, permit: Permit, chance: Callable[[], float], *, is_own_account: bool) -> None:
+        """Hold `permit`; `is_own_account` tells whether the credential is the relay's, not each caller's own."""
         self._breaker = breaker
         self._permit = permit
         self._chance = chance
+        self._is_own_account = is_own_account
         self._is_over = False
 
     def succeeded(self) -> None:
@@ -171,6 +219,9 @@ class Trial:
         """Take note of how the attempt ended."""
         now = monotonic()
         verdict = judge(error, is_mapped=is_mapped) if isinstance(error, UpstreamError) else None
+        if verdict is not None and verdict.rest_seconds and not self._is_own_account:
+            # A caller's own credential is bad, spent or throttled: no reason for the others to be kept away.
+            verdict = None
         is_blamed = (verdict is not None and verdict.blame_target) or outcome in _BROKEN
         if self._is_over:
             permit = self._breaker.begin(now, is_forced=True) if is_blamed else None

@@ -146,7 +146,7 @@ class Bed:
         self.exchange = Exchange(request=request, state=State.TRYING)
         self.exchange.route = Route(name="fast", targets=(target,), timeouts=Timeouts())
         choice = Choice(target=target, model="m", is_mapped=True)
-        self.run = Attempting(self.exchange, choice, self.sink, Timeouts(**timeouts), self.budget, may_fall_back=may_fall_back)
+        self.run = Attempting(self.exchange, choice, self.sink, Timeouts(**timeouts), self.budget, may_fall_back=lambda: may_fall_back)
         self.exchange.attempts.append(self.run.attempt)
         self.task: asyncio.Task[RelayError | None] | None = None
 

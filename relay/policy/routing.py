@@ -40,6 +40,11 @@ class RoutePlan:
         return choice
 
     @property
+    def left(self) -> Sequence[Choice]:
+        """Return the targets that were not offered yet."""
+        return self._choices[self._next :]
+
+    @property
     def has_more(self) -> bool:
         """Tell whether another target is left."""
         return self._next < len(self._choices)

@@ -63,7 +63,11 @@ class Targets:
 
     def ended(self, target: Target) -> None:
         """Count an attempt out."""
-        self._in_flight[name_of(target)] -= 1
+        name = name_of(target)
+        left = self._in_flight.pop(name) - 1
+        if left:
+            # Without a zero for each name that ever was: reloads may bring many.
+            self._in_flight[name] = left
 
     def answered(self, target: Target, seconds: float) -> None:
         """Learn how long a target took to its first content."""

@@ -42,7 +42,10 @@ def judge(error: UpstreamError, *, is_mapped: bool) -> Verdict:
         case ConnectFailed(fault=fault):
             return Verdict(fall_back=True, blame_target=True, result=_connect_result(fault))
         case UpstreamTimeout(phase=phase):
-            return Verdict(fall_back=phase not in (Phase.TOTAL, Phase.CALLER), blame_target=True, result=_timeout_result(phase))
+            # How little a caller waits is its own choice: a header must not put a target to rest for everybody.
+            return Verdict(
+                fall_back=phase not in (Phase.TOTAL, Phase.CALLER), blame_target=phase is not Phase.CALLER, result=_timeout_result(phase)
+            )
         case UpstreamRefused():
             return _judge_refusal(error, is_mapped=is_mapped)
         case MalformedResponse(what=what):

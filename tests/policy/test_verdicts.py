@@ -28,7 +28,7 @@ OTHERS = [
     (UpstreamTimeout(Phase.FIRST_EVENT), True, True, R.TIMEOUT_FIRST_TOKEN),
     (UpstreamTimeout(Phase.BETWEEN_TOKENS), True, True, R.TIMEOUT_IDLE),
     (UpstreamTimeout(Phase.TOTAL), False, True, R.TIMEOUT_TOTAL),
-    (UpstreamTimeout(Phase.CALLER), False, True, R.TIMEOUT_TOTAL),
+    (UpstreamTimeout(Phase.CALLER), False, False, R.TIMEOUT_TOTAL),
     (MalformedResponse(Malformation.PROTOCOL), True, True, R.PROTOCOL_ERROR),
     (MalformedResponse(Malformation.BAD_RESPONSE), True, True, R.PROTOCOL_ERROR),
     (MalformedResponse(Malformation.TOO_LARGE), True, True, R.PROTOCOL_ERROR),
