@@ -139,7 +139,7 @@ async def test_post_with_an_empty_body_arrives_as_one(bed: Bed, lines: list[tupl
     assert got.header("content-length") == b"0" or got.header("transfer-encoding") == b"chunked"
 
 
-@pytest.mark.parametrize("path", ["/v1/images", CHAT, "/v1/models"])
+@pytest.mark.parametrize("path", ["/v1/images", CHAT, "/v1/files"])
 async def test_head_keeps_the_length_and_has_no_body(bed: Bed, path: str) -> None:
     head = scripts.head(200, [("Content-Type", "application/json"), ("Content-Length", "1234")])
     bed.upstream.route(path, scripts.raw(head))
@@ -158,7 +158,7 @@ async def still_in_step(client: RawClient) -> None:
     assert (await client.read_response(method="GET")).json() == {"status": "ok"}
 
 
-@pytest.mark.parametrize("path", ["/v1/images", CHAT, "/v1/models"])
+@pytest.mark.parametrize("path", ["/v1/images", CHAT, "/v1/files"])
 async def test_options_is_the_upstreams_business(bed: Bed, path: str) -> None:
     bed.upstream.route(path, scripts.respond(204, [("Allow", "GET, POST, OPTIONS")]))
     answer, got = await bed.forwarded(path, None, method="OPTIONS")
