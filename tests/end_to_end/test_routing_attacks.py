@@ -1,6 +1,6 @@
 """Routes with several targets under attack: bytes of two targets never mix, and dead upstreams are not asked more for being dead.
 
-Two upstreams answer in alphabets of their own, numbered: an `A` or a `B` before each number. Whatever goes wrong at either, a client sees the
+Two upstreams answer in alphabets of their own: an `A` or a `B` before each number. Whatever goes wrong at either, a client sees the
 beginning of one of the two, and all of it unless the cut is plain to see.
 """
 
