@@ -25,7 +25,8 @@ from relay.config.tree import Config, Kind, Server, Target, Timeouts, Upstream
 from relay.errors import ConnectFailed
 from relay.exchange import Headers, Outcome, header
 from relay.forward import Forwarder
-from relay.gateway import Gateway, Snapshot
+from relay.gateway import Gateway
+from relay.planning import Snapshot
 from relay.policy.routing import Router
 from relay.policy.targets import Targets
 from relay.providers.openai import OpenAIProvider
