@@ -26,7 +26,8 @@ from relay.config.tree import Config, Kind, Target, Timeouts, Upstream
 from relay.errors import ConnectFailed
 from relay.exchange import Outcome
 from relay.forward import Forwarder
-from relay.gateway import Gateway, Snapshot
+from relay.gateway import Gateway
+from relay.planning import Snapshot
 from relay.policy.routing import Router
 from relay.policy.targets import Targets
 from relay.providers.openai import OpenAIProvider
