@@ -303,7 +303,7 @@ def _openings(data: bytes) -> list[int] | None:
 
     `find` runs at the speed of memory where there are few; `count` and `translate` look at every byte.
     """
-    positions = []
+    positions: list[int] = []
     for bracket in (b"[", b"{"):
         position = data.find(bracket)
         while position >= 0:
