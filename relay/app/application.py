@@ -16,6 +16,7 @@ from time import monotonic, time
 from typing import Any, Final
 
 from relay import __version__
+from relay.app.crew import Crew
 from relay.app.listening import BACKLOG, listen, max_connections, url_of
 from relay.app.pages import Pages
 from relay.app.reloading import Read, Reloads, fixed_changes
@@ -70,11 +71,14 @@ class Running:
 class App:
     """One relay."""
 
-    def __init__(self, config: Config, *, reload: Read | None, log_file: Any = None) -> None:
-        self._writer = LogWriter(log_file or sys.stderr.buffer)
+    def __init__(self, config: Config, *, reload: Read | None, log_file: Any = None, crew: Crew | None = None) -> None:
+        """Make a relay, one of several when it has a `crew`; it reads its configuration again with `reload`."""
+        self._crew = crew
+        worker = None if crew is None else crew.index
+        self._writer = LogWriter(log_file or sys.stderr.buffer, is_shared=crew is not None)
         is_terminal = (log_file or sys.stderr).isatty()
-        self._log = make_logger(self._writer, is_terminal=is_terminal)
-        self._request_log = RequestLog(self._log, make_request_line(self._writer, self._log, is_terminal=is_terminal))
+        self._log = make_logger(self._writer, is_terminal=is_terminal, worker=worker)
+        self._request_log = RequestLog(self._log, make_request_line(self._writer, self._log, is_terminal=is_terminal, worker=worker))
         self._config = config
         self._bound = (config.server, config.metrics)
         """What was in force when the listeners were made: a reload cannot change it."""
@@ -98,13 +102,13 @@ class App:
         self._stopping = asyncio.Event()
         self._is_hurried = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self._pages = Pages(self._metrics, self._stopping.is_set)
-        self._reloads = Reloads(reload, self._adopt, self._refused, self._log)
+        self._pages = Pages(self._metrics, self._stopping.is_set, crew)
+        self._reloads = Reloads(reload, self._change, self._refused, self._log)
 
     async def start(self) -> str:
         """Listen; return the address to use. Raises OSError when the address cannot be had."""
         config = self._config
-        sock = listen(config.server.host, config.server.port)
+        sock = listen(config.server.host, config.server.port, is_shared=self._crew is not None)
         await self._start_demo(config)
         forwarder = Forwarder(self._pools, self._running, HoldBudget(), self._targets, random.random)
         self._gateway = Gateway(
@@ -116,8 +120,9 @@ class App:
             credential=self._credentials.current,
             make_id=lambda: secrets.token_hex(16),
         )
-        own = None if config.metrics.host is None else listen(config.metrics.host, config.metrics.port)
-        await self._serve(sock, self._pages.by_path(has_metrics=own is None), is_api=True)
+        has_own = config.metrics.host is not None
+        own = listen(config.metrics.host, config.metrics.port) if config.metrics.host is not None and self._crew is None else None
+        await self._serve(sock, self._pages.by_path(has_metrics=not has_own), is_api=True)
         if own is not None:
             await self._serve(own, self._pages.by_path(has_metrics=True), is_api=False)
         self._metrics.loaded(is_good=True, unix_time=time())
@@ -129,7 +134,7 @@ class App:
         assert self._gateway is not None
         settings = self._bound[0]
         downstream = Downstream(self._gateway, settings, pages, is_api=is_api)
-        server = RelayServer(_handler(downstream), max_connections=max_connections(settings), on_failure=self._on_failure)
+        server = RelayServer(_handler(downstream), max_connections=max_connections(settings, self._workers), on_failure=self._on_failure)
         listener = await asyncio.get_running_loop().create_server(server, sock=sock, backlog=BACKLOG)
         self._servers.append((server, listener))
 
@@ -155,6 +160,10 @@ class App:
                 with contextlib.suppress(ConnectFailed):  # the first request will say so
                     await self._pools.pool(upstream).warm_up(upstream.timeouts.connect)
 
+    @property
+    def _workers(self) -> int:
+        return 1 if self._crew is None else self._crew.total
+
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
@@ -167,22 +176,41 @@ class App:
 
     def stop(self) -> None:
         """Begin to drain; a second call ends everything at once."""
-        self._is_hurried = self._stopping.is_set()
+        if self._stopping.is_set():
+            self.hurry()
+        self.drain()
+
+    def drain(self) -> None:
+        """Begin to drain, if that has not begun."""
+        self._stopping.set()
+
+    def hurry(self) -> None:
+        """End everything at once."""
+        self._is_hurried = True
         self._stopping.set()
 
     def reload(self) -> None:
         """Swap in a new configuration, or keep the old one and say why."""
         self._reloads.ask()
 
-    async def _adopt(self, config: Config) -> None:
-        """Put `config` in force. Raises, and changes nothing, when it cannot be."""
-        assert self._gateway is not None
+    async def _change(self, config: Config) -> None:
+        self.adopt(await self.prepare(config))
+        self._log.info("reload", result="ok", routes=len(config.routes), upstreams=len(config.upstreams))
+
+    async def prepare(self, config: Config) -> Snapshot:
+        """Build what `config` means, and change nothing. Raises when it cannot be put in force."""
         await self._start_demo(config)
         snapshot = self._snapshot(config)
         # What counts is where the relay listens now, not where the new file would have it listen.
         exposed = needs_keys((self._bound[0].host, self._bound[0].port), has_keys=bool(config.keys))
         if exposed is not None:
             raise ValueError(exposed)
+        return snapshot
+
+    def adopt(self, snapshot: Snapshot) -> None:
+        """Put what was prepared in force."""
+        assert self._gateway is not None
+        config = snapshot.config
         self._tell_about(config)
         self._pools.forget_trust()
         self._config = config
@@ -190,13 +218,14 @@ class App:
         self._targets.know(config)
         self._gateway.snapshot = snapshot
         self._metrics.loaded(is_good=True, unix_time=time())
-        self._log.info("reload", result="ok", routes=len(config.routes), upstreams=len(config.upstreams))
 
     def _refused(self) -> None:
         self._metrics.loaded(is_good=False, unix_time=time())
 
     def _tell_about(self, config: Config) -> None:
         """Log what a person should know of a new configuration, above all what of it has no effect before a restart."""
+        if self._crew is not None:  # their supervisor tells it once
+            return
         for warning in config.warnings:
             self._log.warning("configuration", message=warning)
         fixed = fixed_changes(config, self._bound)
