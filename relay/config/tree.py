@@ -175,11 +175,22 @@ class Server:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Slo:
+    """What the relay is to be measured against: the thresholds of its rules and a bound of its histograms."""
+
+    ttft: float = 2.0
+    """Seconds within which 95 % of streams should have shown their first content."""
+    availability: float = 0.995
+    """Share of the requests that count (good or bad, see Outcome) that should be good."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
     """Where /metrics is served: on the main listener when `host` is None."""
 
     host: str | None = None
     port: int = 9464
+    slo: Slo = field(default_factory=Slo)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
