@@ -184,9 +184,13 @@ class App:
             return 503, b"application/json", b'{"status":"draining"}'
         return 200, b"application/json", b'{"status":"ready"}'
 
-    def _metrics_page(self, headers: Headers) -> tuple[int, bytes, bytes]:
-        content_type, body = self._metrics.render((header(headers, b"accept") or b"").decode("latin-1"))
-        return 200, content_type, body
+    async def _metrics_page(self, headers: Headers) -> tuple[int, bytes, bytes]:
+        content_type, slices = self._metrics.render((header(headers, b"accept") or b"").decode("latin-1"))
+        page = []
+        for piece in slices:
+            page.append(piece)
+            await asyncio.sleep(0)  # streams go on between two slices
+        return 200, content_type, b"".join(page)
 
     def _on_failure(self, error: object) -> None:
         self._log.error("connection_failure", error=type(error).__name__)
