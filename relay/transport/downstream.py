@@ -23,10 +23,8 @@ _EXPOSED: Final = (
     b"x-request-id, x-relay-request-id, x-relay-route, x-relay-upstream, x-relay-attempts, x-relay-error, retry-after, retry-after-ms"
 )
 
-Shown = tuple[int, bytes, bytes]
-"""Status, content type, body."""
-Page = Callable[[Headers], Shown | Awaitable[Shown]]
-"""A page of the relay's own, by the request's headers; one that takes long to make lets streams go on meanwhile."""
+Page = Callable[[Headers], Awaitable[tuple[int, bytes, bytes]]]
+"""A page of the relay's own: request headers -> status, content type, body."""
 
 
 class HttpArrival:
@@ -171,8 +169,7 @@ class Downstream:
         elif arrival.fault is not None:
             _refuse(sink, arrival.fault)
         elif (page := self._pages.get(arrival.path)) is not None and arrival.method in ("GET", "HEAD"):
-            shown = page(arrival.headers)
-            status, content_type, body = shown if isinstance(shown, tuple) else await shown
+            status, content_type, body = await page(arrival.headers)
             sink.answer(status, [(b"content-type", content_type), (b"cache-control", b"no-store")], body)
         else:
             _refuse(sink, ClientError("not_found" if page is None else "method_not_allowed"))
