@@ -88,6 +88,11 @@ class Target:
     timeouts: Timeouts | None = None
     """What holds for attempts at it, route and upstream taken in; None where only the route's are known."""
 
+    @property
+    def name(self) -> str:
+        """Return upstream and model there, as in the configuration: the same on every route."""
+        return f"{self.upstream.name}/{self.model or '*'}"
+
 
 class Strategy(Enum):
     """How a route chooses among its targets; its fallbacks are always tried in order."""
