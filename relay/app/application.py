@@ -10,14 +10,14 @@ import random
 import secrets
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from time import monotonic, time
 from typing import Any, Final
 
 from relay import __version__
 from relay.app.crew import Crew
-from relay.app.listening import BACKLOG, listen, max_connections, url_of
+from relay.app.listening import listen, max_connections, serve, url_of
 from relay.app.pages import Pages
 from relay.app.reloading import Read, Reloads, fixed_changes
 from relay.attempt import Attempting
@@ -40,7 +40,7 @@ from relay.transport.credentials import Credentials
 from relay.transport.demo import DemoServer
 from relay.transport.downstream import Downstream, Page
 from relay.transport.fetch import fetch
-from relay.transport.listener import Incoming, RelayServer, Sent
+from relay.transport.listener import RelayServer
 from relay.transport.upstream import UpstreamPools
 
 FAST_EXIT_SECONDS: Final = 1.0
@@ -122,21 +122,18 @@ class App:
         )
         has_own = config.metrics.host is not None
         own = listen(config.metrics.host, config.metrics.port) if config.metrics.host is not None and self._crew is None else None
-        await self._serve(sock, self._pages.by_path(has_metrics=not has_own), is_api=True)
+        await self._serve(sock, self._pages.by_path(has_metrics=not has_own), self._gateway)
         if own is not None:
-            await self._serve(own, self._pages.by_path(has_metrics=True), is_api=False)
+            await self._serve(own, self._pages.by_path(has_metrics=True), None)
         self._metrics.loaded(is_good=True, unix_time=time())
         self._tell_about(config)
         self._spawn(self._warm_up(config))
         return url_of(sock)
 
-    async def _serve(self, sock: socket.socket, pages: dict[str, Page], *, is_api: bool) -> None:
-        assert self._gateway is not None
+    async def _serve(self, sock: socket.socket, pages: dict[str, Page], gateway: Gateway | None) -> None:
         settings = self._bound[0]
-        downstream = Downstream(self._gateway, settings, pages, is_api=is_api)
-        server = RelayServer(_handler(downstream), max_connections=max_connections(settings, self._workers), on_failure=self._on_failure)
-        listener = await asyncio.get_running_loop().create_server(server, sock=sock, backlog=BACKLOG)
-        self._servers.append((server, listener))
+        limit = max_connections(settings, 1 if self._crew is None else self._crew.total)
+        self._servers.append(await serve(sock, Downstream(gateway, settings, pages), limit, self._on_failure))
 
     async def _start_demo(self, config: Config) -> None:
         if self._demo is None and any(upstream.kind is Kind.DEMO for upstream in config.upstreams.values()):
@@ -159,10 +156,6 @@ class App:
             if upstream.base_url.startswith("https://"):
                 with contextlib.suppress(ConnectFailed):  # the first request will say so
                     await self._pools.pool(upstream).warm_up(upstream.timeouts.connect)
-
-    @property
-    def _workers(self) -> int:
-        return 1 if self._crew is None else self._crew.total
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -232,6 +225,10 @@ class App:
         if fixed:
             self._log.warning("reload", message=f"{', '.join(fixed)} cannot change while the relay runs; restart it")
 
+    def dump(self) -> Iterator[bytes]:
+        """Yield what was counted, in pieces for the registry of a whole crew."""
+        return self._metrics.dump()
+
     async def run(self) -> None:
         """Serve until told to stop, then drain."""
         await self._stopping.wait()
@@ -264,13 +261,6 @@ class App:
             await self._demo.stop()
         await asyncio.sleep(0)
         self._writer.close()
-
-
-def _handler(downstream: Downstream) -> Callable[[Incoming], Any]:
-    async def handle(incoming: Incoming) -> Sent:
-        return await downstream.handle(incoming)
-
-    return handle
 
 
 def _with_demo(config: Config, url: str) -> Config:

@@ -1,10 +1,14 @@
 """The addresses the relay listens on: bound before anything else is made, so that a port that is taken says so at once."""
 
+import asyncio
 import resource
 import socket
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from relay.config.tree import Config, Server
+from relay.transport.downstream import Downstream
+from relay.transport.listener import Incoming, RelayServer, Sent
 
 BACKLOG: Final = 2048
 SEND_BUFFER: Final = 256 * 2**10
@@ -43,6 +47,21 @@ def _bind(host: str, port: int, *, is_shared: bool) -> socket.socket:
         sock.close()
         raise OSError(error.errno, error.strerror, f"{host}:{port}") from None
     return sock
+
+
+async def serve(
+    sock: socket.socket, downstream: Downstream, limit: int, on_failure: Callable[[object], None]
+) -> tuple[RelayServer, asyncio.Server]:
+    """Serve a listening socket, at most `limit` connections at once."""
+    server = RelayServer(_handler(downstream), max_connections=limit, on_failure=on_failure)
+    return server, await asyncio.get_running_loop().create_server(server, sock=sock, backlog=BACKLOG)
+
+
+def _handler(downstream: Downstream) -> Callable[[Incoming], Awaitable[Sent]]:
+    async def handle(incoming: Incoming) -> Sent:
+        return await downstream.handle(incoming)
+
+    return handle
 
 
 def url_of(sock: socket.socket) -> str:

@@ -1,5 +1,6 @@
 """The relay's own pages: what a person, a load balancer and a Prometheus ask for."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Final
 
@@ -46,5 +47,9 @@ class Pages:
         accept = (header(headers, b"accept") or b"").decode("latin-1")
         if self._crew is not None:
             return await self._crew.page("/metrics", accept)
-        content_type, body = self._metrics.render(accept)
-        return 200, content_type, body
+        content_type, slices = self._metrics.render(accept)
+        page = []
+        for piece in slices:
+            page.append(piece)
+            await asyncio.sleep(0)  # streams go on between two slices
+        return 200, content_type, b"".join(page)

@@ -17,9 +17,12 @@ MAX_DURATION: Final = 24 * 3600.0
 MAX_SIZE: Final = 2**30
 """Bodies are held in memory; a gibibyte is more than any of them."""
 MAX_COUNT: Final = 10**9
+MAX_WORKERS: Final = 256
+"""More than the largest machines have cores for."""
 
 _DURATION: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h)")
 _SECONDS: Final[Mapping[str, float]] = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_PERCENTAGE: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,6})?)%")
 _SIZE: Final = re.compile(r"([0-9]{1,12})(B|kB|KB|MB|GB|KiB|MiB|GiB)?")
 _BYTES: Final[Mapping[str, int]] = {
     "B": 1,
@@ -63,6 +66,23 @@ def parse_duration(value: object) -> float:
     return seconds
 
 
+def parse_first_content(value: object) -> float:
+    """Return the seconds of a promise: from 10 ms to 2 minutes, the range that the histograms cover."""
+    seconds = parse_duration(value)
+    if not 0.01 <= seconds <= 120:
+        raise ValueError("expected a duration from 10ms to 2m")
+    return seconds
+
+
+def parse_availability(value: object) -> float:
+    """Return the share that a percentage names, from 95% to 99.999%: an alert at 14.4 times a larger budget could never fire."""
+    expected = "a percentage from 95% to 99.999%, such as 99.5%"
+    found = _PERCENTAGE.fullmatch(parse_text(value, expected))
+    if found is None or not 95 <= float(found[1]) <= 99.999:
+        raise ValueError(f"expected {expected}")
+    return round(float(found[1]) / 100, 8)
+
+
 def parse_size(value: object) -> int:
     """Return bytes, more than zero."""
     expected = "a size such as 512KiB, 32MiB or 256MB"
@@ -85,6 +105,17 @@ def parse_count(value: object) -> int:
     if not 0 < count <= MAX_COUNT:
         raise ValueError(f"expected {expected}, more than zero")
     return count
+
+
+def parse_workers(value: object) -> int | None:
+    """Return how many processes may serve; None for as many as there are cores."""
+    expected = f"auto, or a number of processes from 1 to {MAX_WORKERS}"
+    text = parse_text(value, expected)
+    if text == "auto":
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 4 and 1 <= int(text) <= MAX_WORKERS):
+        raise ValueError(f"expected {expected}")
+    return int(text)
 
 
 def parse_weight(value: object) -> int:

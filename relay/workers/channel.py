@@ -7,7 +7,7 @@ import asyncio
 import itertools
 import socket
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, cast
 
 from relay.workers.messages import Envelope, Frames, Message, frame
 
@@ -46,7 +46,8 @@ class Channel(asyncio.Protocol):
     async def ask(self, message: Message, seconds: float) -> Message:
         """Send a question and return its answer. Raises TimeoutError, and ConnectionError when the peer is gone or far behind."""
         number = next(self._numbers)
-        answer = self._waiting[number] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = answer
         try:
             if not self._send(Envelope(number, False, message)):
                 raise ConnectionError("the other process does not listen")
@@ -71,8 +72,7 @@ class Channel(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         """Hand on what is whole; a peer that sends nonsense is cut."""

@@ -94,9 +94,7 @@ class Unknown(msgspec.Struct, tag=True):
     """There is no answer to that question."""
 
 
-Message = (
-    Begin | Ready | Prepare | Prepared | Adopt | Drain | Hurry | Collect | Counted | AskPage | Page | Made | AskOwner | Unknown
-)
+Message = Begin | Ready | Prepare | Prepared | Adopt | Drain | Hurry | Collect | Counted | AskPage | Page | Made | AskOwner | Unknown
 
 
 class Envelope(msgspec.Struct, array_like=True):
