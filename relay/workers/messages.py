@@ -37,7 +37,7 @@ class Prepared(msgspec.Struct, tag=True):
 
 
 class Adopt(msgspec.Struct, tag=True):
-    """Put the prepared configuration in force."""
+    """Put the prepared configuration in force. Answered by Ready."""
 
     generation: int
 

@@ -24,8 +24,9 @@ from relay.exchange import Headers, header
 from relay.telemetry.logs import LogWriter, make_logger
 from relay.telemetry.registry import Registry
 from relay.transport.downstream import Downstream, Page
+from relay.workers.channel import Channel
 from relay.workers.child import Child
-from relay.workers.messages import Adopt, AskPage, Begin, Collect, Counted, Drain, Hurry, Message, Prepare, Prepared, Unknown
+from relay.workers.messages import Adopt, AskPage, Begin, Collect, Counted, Drain, Hurry, Message, Prepare, Prepared, Ready, Unknown
 from relay.workers.messages import Page as PageAnswer
 from relay.workers.sums import Sums
 
@@ -180,31 +181,35 @@ class Supervisor:
 
     async def _change(self, read: Config) -> None:
         config = self._placed(read)
+        crew = [(child, child.channel) for child in self._children if child.is_ready and child.channel is not None]
         prepare = Prepare(self.generation + 1, pickle.dumps(config))
-        ready = [child for child in self._children if child.is_ready and child.channel is not None]
-        answers = await asyncio.gather(*(_ask(child, prepare, PREPARE_SECONDS) for child in ready), return_exceptions=True)
-        prepared = set()
-        for child, answer in zip(ready, answers, strict=True):
+        answers = await asyncio.gather(*(channel.ask(prepare, PREPARE_SECONDS) for _, channel in crew), return_exceptions=True)
+        for (child, _), answer in zip(crew, answers, strict=True):
             match answer:
-                case Prepared(error=None):
-                    prepared.add(child)
                 case Prepared(error=str(error)):
                     raise ValueError(error)
                 case TimeoutError():
                     raise ValueError(f"worker {child.index} did not answer within {PREPARE_SECONDS:.0f} s")
-                case _:  # it died meanwhile: the one that takes its place begins with whatever is in force then
+                case _:  # it is prepared, or died: what takes its place begins with whatever is in force then
                     continue
         self.generation += 1
         self._config = config
-        for child in self._children:
-            if child in prepared:
-                child.tell(Adopt(self.generation))
-            elif child.is_ready:
-                child.replace()
+        await self._adopt(crew)
         self._sums.know(config)
         self._sums.loaded(is_good=True, unix_time=time())
         self._tell_about(read)
         self._log.info("reload", result="ok", routes=len(config.routes), upstreams=len(config.upstreams))
+
+    async def _adopt(self, crew: list[tuple[Child, Channel]]) -> None:
+        """Have the prepared workers change over; any other one that runs began with the old configuration, and is replaced."""
+        for child in self._children:
+            if child.is_ready and (child, child.channel) not in crew:
+                child.replace()
+        adopt = Adopt(self.generation)
+        answers = await asyncio.gather(*(channel.ask(adopt, ANSWER_SECONDS) for _, channel in crew), return_exceptions=True)
+        for (child, channel), answer in zip(crew, answers, strict=True):
+            if not isinstance(answer, Ready) and child.channel is channel:
+                child.replace()
 
     def _refused(self) -> None:
         self._sums.loaded(is_good=False, unix_time=time())
@@ -281,12 +286,7 @@ class Supervisor:
         return {**pids, "supervisor": os.getpid()}
 
 
-async def _ask(child: Child, message: Message, seconds: float) -> Message:
-    assert child.channel is not None
-    return await child.channel.ask(message, seconds)
-
-
 def _make_directory() -> str:
     """Make a folder of this relay's own, in memory where the system has a place for that."""
     shared = Path("/dev/shm")  # noqa: S108  # mkdtemp makes a folder for this user alone
-    return tempfile.mkdtemp(prefix="relay-", dir=shared if os.access(shared, os.W_OK) else None)
+    return tempfile.mkdtemp(prefix=f"relay-{os.getpid()}-", dir=shared if os.access(shared, os.W_OK) else None)

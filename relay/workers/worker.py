@@ -106,9 +106,6 @@ class Worker:
 
     def _told(self, message: Message) -> None:
         match message:
-            case Adopt() if self._prepared is not None and self._prepared[0] == message.generation:
-                self._app.adopt(self._prepared[1])
-                self._prepared = None
             case Drain():
                 self._app.drain()
             case Hurry():
@@ -122,6 +119,10 @@ class Worker:
                 return Counted(await self._counted())
             case Prepare():
                 return await self._prepare(message)
+            case Adopt() if self._prepared is not None and self._prepared[0] == message.generation:
+                self._app.adopt(self._prepared[1])
+                self._prepared = None
+                return Ready(message.generation)
             case _:
                 return Unknown()
 
