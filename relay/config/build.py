@@ -1,6 +1,7 @@
 """From checked entries to the one tree, with every name that one entry says of another looked up."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path as FilePath
 
 from relay.config import models
@@ -11,7 +12,7 @@ from relay.config.problems import did_you_mean, shown
 from relay.config.report import Report
 from relay.config.routes import RouteBuilder, merge_timeouts
 from relay.config.sections import Draft
-from relay.config.tree import Config, Route, Server, Timeouts, Upstream
+from relay.config.tree import Config, Route, Server, Slo, Timeouts, Upstream
 
 
 def build(
@@ -42,7 +43,7 @@ def build(
         routes=routes,
         keys=keys,
         key_store=key_store,
-        metrics=place_metrics(draft.metrics.listen, listen),
+        metrics=replace(place_metrics(draft.metrics.listen, listen), slo=_slo(draft.metrics.slo)),
         default_model=draft.default_model,
         warnings=tuple(report.warnings),
         source=report.file,
@@ -61,6 +62,10 @@ def _server(given: models.Server, host: str, port: int) -> Server:
         loop=given.loop,
         drain=given.drain,
     )
+
+
+def _slo(given: models.Slo) -> Slo:
+    return Slo(ttft=given.ttft, availability=given.availability)
 
 
 def _routes(draft: Draft, upstreams: Mapping[str, Upstream], report: Report) -> dict[str, Route]:
