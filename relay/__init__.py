@@ -15,7 +15,8 @@ The life of a request, and the room each step happens in:
 7. The `gateway` closes the exchange with exactly one `Outcome`. The `Summary` of it is told to `telemetry` once.
 
 `exchange` holds the records that travel, `config` builds the one frozen tree of settings, `app` puts the rooms together,
-`workers` runs several of them behind one address, `cli` is the command line, `catalog` answers for the list of models, `demo` is the simulated upstream for people without an account.
+`workers` runs several such processes behind one address, `cli` is the command line, `catalog` answers for the list of models,
+`demo` is the simulated upstream for people without an account.
 
 Who may import whom (a test checks it), lowest first:
 

@@ -52,7 +52,7 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "banner": frozenset({"config"}),
     "explain": _CORE,
     "workers": _HALL | {"telemetry", "transport", "app"},
-    "cli": frozenset({"app", "workers", "banner", "config", "explain", "telemetry"}),
+    "cli": frozenset({"policy", "app", "workers", "banner", "config", "explain", "telemetry"}),
     "__main__": frozenset({"cli"}),
 }
 
