@@ -20,11 +20,12 @@ EXIT_REASONS: Final = ("exit", "error", "killed")
 class Sums:
     """The registry of the dead, and the way to add the living."""
 
-    __slots__ = ("_base", "_loaded", "_process")
+    __slots__ = ("_base", "_bounds", "_loaded", "_process")
 
-    def __init__(self, pids: Callable[[], Mapping[str, int]]) -> None:
-        """Tell of the processes that `pids` names as well."""
-        self._base = Registry(f.all_families())
+    def __init__(self, config: Config, pids: Callable[[], Mapping[str, int]]) -> None:
+        """Count for `config`; tell of the processes that `pids` names as well."""
+        self._bounds = {f.TIME_TO_FIRST_TOKEN: config.metrics.slo.ttft}
+        self._base = Registry(f.all_families(), bounds=self._bounds)
         self._process = CrewPage(pids)
         self._loaded = (True, 0.0)
         for reason in EXIT_REASONS:
@@ -46,7 +47,7 @@ class Sums:
 
     def total(self, living: Iterable[Iterable[bytes]], ready: int, starting: int) -> Registry:
         """Return what all of them counted together."""
-        total = Registry(f.all_families())
+        total = Registry(f.all_families(), bounds=self._bounds)
         total.merge(self._base.dump())
         for pieces in living:
             total.merge(pieces)

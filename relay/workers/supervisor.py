@@ -53,7 +53,7 @@ class Supervisor:
         self._writer = LogWriter(sys.stderr.buffer, is_shared=True)
         self._log = make_logger(self._writer, is_terminal=sys.stderr.isatty())
         self._children = [Child(index, self, self._log) for index in range(count)]
-        self._sums = Sums(self._pids)
+        self._sums = Sums(config, self._pids)
         self._reloads = Reloads(reload, self._change, self._refused, self._log)
         self._stopping = asyncio.Event()
         self._failed = asyncio.Event()
@@ -98,7 +98,12 @@ class Supervisor:
         """Return `config` listening where this relay listens: a port 0 has become a real one, and a reload moves nothing."""
         assert self._held is not None
         port = self._held.getsockname()[1]
-        return replace(config, server=replace(config.server, host=self._bound[0].host, port=port), metrics=self._bound[1])
+        server, metrics = self._bound
+        return replace(
+            config,
+            server=replace(config.server, host=server.host, port=port),
+            metrics=replace(config.metrics, host=metrics.host, port=metrics.port),
+        )
 
     def stop(self) -> None:
         """Begin to drain; a second call ends everything at once."""

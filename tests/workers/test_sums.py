@@ -1,8 +1,11 @@
 """One page out of what several workers counted."""
 
+from relay.config.tree import Config
 from relay.telemetry import families as f
 from relay.telemetry.registry import Registry
 from relay.workers.sums import Sums
+
+CONFIG = Config(upstreams={}, routes={})
 
 
 def worker(count: int, in_flight: int, seconds: float = 1.0) -> list[bytes]:
@@ -22,13 +25,13 @@ def in_flight(registry: Registry) -> float:
 
 
 def test_living_workers_are_added_up() -> None:
-    total = Sums(dict).total([worker(3, 2), worker(4, 1)], ready=2, starting=0)
+    total = Sums(CONFIG, dict).total([worker(3, 2), worker(4, 1)], ready=2, starting=0)
     assert (requests(total), in_flight(total)) == (7, 3)
     assert total.histogram(f.TIME_TO_FIRST_TOKEN, "fast", "mine").sum == 2.0
 
 
 def test_dead_worker_leaves_its_counts_and_not_its_gauges() -> None:
-    sums = Sums(dict)
+    sums = Sums(CONFIG, dict)
     sums.ended("killed", worker(3, 2))
     total = sums.total([worker(4, 1)], ready=1, starting=1)
     assert (requests(total), in_flight(total)) == (7, 1)
@@ -37,13 +40,13 @@ def test_dead_worker_leaves_its_counts_and_not_its_gauges() -> None:
 
 
 def test_page_does_not_count_anything_twice() -> None:
-    sums = Sums(dict)
+    sums = Sums(CONFIG, dict)
     sums.ended("exit", worker(1, 0))
     assert [requests(sums.total([worker(1, 0)], 1, 0)) for _ in range(3)] == [2, 2, 2]
 
 
 def test_last_reload_is_the_supervisors_word() -> None:
-    sums = Sums(dict)
+    sums = Sums(CONFIG, dict)
     sums.loaded(is_good=True, unix_time=5.0)
     sums.loaded(is_good=False, unix_time=9.0)
     total = sums.total([], 0, 0)
