@@ -220,6 +220,8 @@ class StreamMeter:
     first_reasoning_at: float | None = None
     first_content_at: float | None = None
     """First text, reasoning or tool-call event."""
+    first_text_at: float | None = None
+    """First event of the answer proper: text or a tool call. None while only reasoning has come."""
     last_content_at: float = 0.0
     content_events: int = 0
     terminal_at: float | None = None
