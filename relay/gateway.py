@@ -6,41 +6,19 @@ waits for nothing.
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from time import monotonic, time
+from time import monotonic
 from typing import Protocol
 from urllib.parse import unquote
 
-from relay.catalog import Catalog
-from relay.config.tree import Config, Key, Upstream
-from relay.dialects.openai import check_path, makes_object, object_id, operation_of
+from relay.config.tree import Key, Upstream
 from relay.errors import ClientError, Draining, ErrorAnswer, InternalError, Overloaded, RelayError, error_answer
-from relay.exchange import (
-    JSON_OPERATIONS,
-    ClientRequest,
-    Exchange,
-    Headers,
-    JsonBody,
-    Operation,
-    Outcome,
-    State,
-    Summary,
-    UpstreamRequest,
-    header,
-    summarize,
-)
+from relay.exchange import Exchange, Operation, Outcome, State, Summary, UpstreamRequest, summarize
 from relay.forward import Forwarder
-from relay.policy.keys import Guesses, find_key
-from relay.policy.owners import Owners
-from relay.policy.routing import Choice, RoutePlan, Router
+from relay.planning import Planner, Snapshot
+from relay.policy.routing import Choice
 from relay.policy.targets import Targets
 from relay.ports import Sink, Upload
-from relay.providers.openai import OpenAIProvider
-from relay.wire.body import parse_body, peek_model
-from relay.wire.query import query_value
-
-PEEK_BYTES = 2**20
-"""Largest JSON body of an opaque path that is read before it is sent, to find its model."""
+from relay.reception import Arrival, Reception
 
 
 class Client(Sink, Protocol):
@@ -59,32 +37,6 @@ class Client(Sink, Protocol):
         """Send a whole answer of our own."""
 
 
-class Arrival(Protocol):
-    """A request whose head has come; its body may still be on the way."""
-
-    method: str
-    path: str
-    query: str | None
-    headers: Headers
-    client_ip: str
-    is_http11: bool
-    content_length: int | None
-    """None when there is no body, or only its end will tell."""
-    has_body: bool
-    is_websocket: bool
-    fault: ClientError | None
-    """Why the request is refused whatever it asks for."""
-
-    async def read(self, limit: int, seconds: float) -> bytes:
-        """Read the whole body within `seconds`. Raises ClientError: request_too_large, request_timeout, amplified_body."""
-
-    async def read_part(self, limit: int, seconds: float) -> tuple[bytes, bool]:
-        """Read at most about `limit` bytes within `seconds`; also tell whether that was all. Raises ClientError."""
-
-    def upload(self, first: bytes) -> Upload:
-        """Return what streams `first` and the rest of the body."""
-
-
 class Observer(Protocol):
     """Who is told what happens to exchanges: metrics and log."""
 
@@ -101,31 +53,15 @@ class Observer(Protocol):
         """A bug of ours ended it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot:
-    """What one configuration means: swapped whole by a reload, kept by the exchanges that began with it."""
-
-    config: Config
-    router: Router
-    providers: dict[str, OpenAIProvider]
-    catalog: Catalog
-
-    total_seconds: float
-    """The longest that any route lets a request take: what a body may take before its route is known."""
-
-
 class Gateway:
     """Serves the requests under /v1."""
 
     __slots__ = (
-        "_chance",
         "_credential",
         "_forwarder",
-        "_guesses",
-        "_make_id",
         "_observer",
-        "_owners",
-        "_targets",
+        "_planner",
+        "_reception",
         "is_draining",
         "snapshot",
     )
@@ -147,12 +83,9 @@ class Gateway:
         """Whether new work is refused."""
         self._forwarder = forwarder
         self._observer = observer
-        self._targets = targets
-        self._chance = chance
         self._credential = credential
-        self._make_id = make_id
-        self._guesses = Guesses()
-        self._owners = Owners()
+        self._reception = Reception(make_id)
+        self._planner = Planner(targets, chance)
 
     async def serve(self, arrival: Arrival, client: Client) -> None:
         """Answer one request. Raises CancelledError when the client leaves, nothing else."""
@@ -164,33 +97,33 @@ class Gateway:
             if self.is_draining:
                 raise Draining
             snapshot = self.snapshot
-            operation = self._look(arrival)
-            key = self._authenticate(snapshot, arrival)
-            request, upload = await self._receive(arrival, snapshot, operation, key)
+            operation = self._reception.look(arrival)
+            key = self._reception.authenticate(snapshot.config, arrival)
+            request, upload = await self._reception.receive(arrival, snapshot.config, operation, key, snapshot.total_seconds)
             exchange = Exchange(request=request)
             await self._serve(exchange, snapshot, arrival, client, upload)
         except RelayError as error:
-            exchange = exchange or self._unread(arrival, key, begun_at)
+            exchange = exchange or self._reception.unread(arrival, key, begun_at)
             self._refuse(exchange, client, error)
         except asyncio.CancelledError:
-            exchange = exchange or self._unread(arrival, key, begun_at)
+            exchange = exchange or self._reception.unread(arrival, key, begun_at)
             if exchange.outcome is None:
                 exchange.outcome = _outcome_of_leaving(client)
             raise
         except Exception as error:  # the last line: a bug ends one exchange, never the process
-            exchange = exchange or self._unread(arrival, key, begun_at)
+            exchange = exchange or self._reception.unread(arrival, key, begun_at)
             self._observer.crashed(exchange, error)
             exchange.outcome = None
             self._refuse(exchange, client, InternalError())
         finally:
-            self._finish(exchange or self._unread(arrival, key, begun_at), client)
+            self._finish(exchange or self._reception.unread(arrival, key, begun_at), client)
 
     async def _serve(self, exchange: Exchange, snapshot: Snapshot, arrival: Arrival, client: Client, upload: Upload | None) -> None:
         request = exchange.request
         if request.operation is Operation.MODELS:
             await self._list_models(exchange, snapshot, client)
             return
-        plan = self._plan(snapshot, request)
+        plan = self._planner.plan(snapshot, request)
         exchange.route = plan.route
         self._observer.routed(exchange)
         client.write_seconds = plan.route.timeouts.write
@@ -206,116 +139,6 @@ class Gateway:
             )
 
         await self._forwarder.run(exchange, plan, client, encode, upload)
-
-    # The request
-
-    def _look(self, arrival: Arrival) -> Operation:
-        """Tell what is asked for. Raises ClientError for what is refused whoever asks."""
-        if arrival.fault is not None:
-            raise arrival.fault
-        check_path(arrival.path)
-        operation = operation_of(arrival.method, arrival.path)
-        return Operation.OTHER if operation is Operation.REALTIME and not arrival.is_websocket else operation
-
-    async def _receive(
-        self, arrival: Arrival, snapshot: Snapshot, operation: Operation, key: Key | None
-    ) -> tuple[ClientRequest, Upload | None]:
-        """Read what has to be known before routing. Raises ClientError."""
-        if operation is Operation.MODELS:
-            return self._request(arrival, operation, key), None
-        if operation not in JSON_OPERATIONS:
-            return await self._opaque(arrival, operation, key, snapshot.total_seconds)
-        if header(arrival.headers, b"content-encoding") not in (None, b"identity"):
-            raise ClientError("unsupported_encoding")
-        body = parse_body(await arrival.read(snapshot.config.server.max_body, snapshot.total_seconds))
-        return self._request(arrival, operation, key, body=body, model=body.model), None
-
-    async def _opaque(self, arrival: Arrival, operation: Operation, key: Key | None, seconds: float) -> tuple[ClientRequest, Upload | None]:
-        """Look for the model of a body that is not ours to read, without holding more than a peek of it."""
-        # A key that may not use everything must not choose its route by a name that the body then contradicts.
-        is_free = key is None or key.routes is None or not arrival.has_body
-        model = query_value(arrival.query, "model") if is_free else None
-        first, is_whole = b"", not arrival.has_body
-        length = arrival.content_length
-        if arrival.has_body and _is_plain_json(arrival.headers) and (length is None or length <= PEEK_BYTES):
-            first, is_whole = await arrival.read_part(PEEK_BYTES, seconds)
-            if is_whole:
-                model = peek_model(first) or model
-        whole = first if is_whole and arrival.has_body else None
-        request = self._request(arrival, operation, key, opaque=whole, model=model)
-        return request, None if is_whole else arrival.upload(first)
-
-    def _request(
-        self,
-        arrival: Arrival,
-        operation: Operation,
-        key: Key | None,
-        *,
-        body: JsonBody | None = None,
-        opaque: bytes | None = None,
-        model: str | None = None,
-    ) -> ClientRequest:
-        return ClientRequest(
-            id=self._make_id(),
-            method=arrival.method,
-            path=arrival.path,
-            query=arrival.query,
-            headers=arrival.headers,
-            operation=operation,
-            received_at=monotonic(),
-            client_ip=arrival.client_ip,
-            body=body,
-            opaque_body=opaque,
-            model=model,
-            key=key,
-            is_stream=body is not None and body.stream,
-        )
-
-    def _unread(self, arrival: Arrival, key: Key | None, begun_at: float) -> Exchange:
-        """Return the record of a request that was refused, or whose client left, before it was read."""
-        request = self._request(arrival, operation_of(arrival.method, arrival.path), key)
-        return Exchange(request=replace(request, received_at=begun_at))
-
-    def _authenticate(self, snapshot: Snapshot, arrival: Arrival) -> Key | None:
-        try:
-            return find_key(snapshot.config.keys, arrival.headers, time())
-        except ClientError as error:
-            wait = self._guesses.failed(arrival.client_ip, monotonic()) if error.code == "invalid_api_key" else 0.0
-            if wait and not _is_loopback(arrival.client_ip):
-                raise ClientError("too_many_failures", headers={"retry-after": str(int(wait) + 1)}) from None
-            raise
-
-    # Where it goes
-
-    def _plan(self, snapshot: Snapshot, request: ClientRequest) -> RoutePlan:
-        object_name = object_id(request.path)
-        if object_name is None and request.body is not None:
-            object_name = request.body.previous_response_id
-        if object_name is None:
-            return self._free_plan(snapshot, request)
-        return self._pinned(snapshot, request, object_name)
-
-    def _free_plan(self, snapshot: Snapshot, request: ClientRequest) -> RoutePlan:
-        """Plan for a request that any target of its route may answer."""
-        return snapshot.router.plan(
-            request.model,
-            request.key,
-            takes_default=request.body is not None,
-            order=lambda route: self._targets.order(route, request, monotonic(), self._chance()),
-        )
-
-    def _pinned(self, snapshot: Snapshot, request: ClientRequest, object_name: str) -> RoutePlan:
-        """Plan for an object that lives at one upstream; to another key it does not exist."""
-        owner = self._owners.find(object_name)
-        if owner is None:
-            if len(snapshot.config.upstreams) > 1:
-                raise ClientError("unknown_id")
-            return self._free_plan(snapshot, request)
-        if owner.key != (None if request.key is None else request.key.name):
-            raise ClientError("unknown_id")
-        if request.body is not None:
-            return snapshot.router.plan(request.model, request.key, pinned=owner.upstream)
-        return snapshot.router.pinned(owner.route, owner.upstream, request.key)
 
     async def _list_models(self, exchange: Exchange, snapshot: Snapshot, client: Client) -> None:
         request = exchange.request
@@ -348,19 +171,8 @@ class Gateway:
         exchange.backpressure_seconds = client.backpressure_seconds
         if exchange.state is not State.ENDED:
             exchange.move(State.ENDED)
-        self._remember(exchange)
+        self._planner.remember(exchange)
         self._observer.ended(exchange, summarize(exchange, monotonic()))
-
-    def _remember(self, exchange: Exchange) -> None:
-        """Remember who made the object that this answer told of."""
-        if not exchange.attempts or exchange.route is None:
-            return
-        request = exchange.request
-        made = exchange.attempts[-1].meter.response_id
-        is_stored = request.operation is Operation.RESPONSES or (request.body is not None and request.body.store)
-        if made is not None and (is_stored or (request.method == "POST" and makes_object(request.path))):
-            upstream = exchange.attempts[-1].target.upstream.name
-            self._owners.record(made, upstream=upstream, route=exchange.route.name, key=request.key)
 
 
 def _own_headers(exchange: Exchange) -> list[tuple[bytes, bytes]]:
@@ -387,12 +199,3 @@ def _outcome_of_leaving(client: Client) -> Outcome:
         return Outcome.CLIENT_STALLED
     # With the client still there it was the shutdown that cancelled: the request had not come far enough to be cut.
     return Outcome.CLIENT_GONE if client.is_closed else Outcome.OVERLOADED
-
-
-def _is_plain_json(headers: Headers) -> bool:
-    media_type = (header(headers, b"content-type") or b"").split(b";", 1)[0].strip().lower()
-    return media_type == b"application/json" and header(headers, b"content-encoding") in (None, b"identity")
-
-
-def _is_loopback(address: str) -> bool:
-    return address in ("127.0.0.1", "::1")

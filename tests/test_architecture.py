@@ -25,7 +25,7 @@ MAX_FUNCTION_LINES: Final = 50
 _BASE: Final = frozenset({"errors", "config", "exchange"})
 _PURE_TOP: Final = _BASE | {"wire", "policy", "providers", "dialects"}
 _CORE: Final = _PURE_TOP | {"stream", "ports", "attempt", "forward"}
-_HALL: Final = _CORE | {"catalog", "gateway"}
+_HALL: Final = _CORE | {"catalog", "planning", "reception", "gateway"}
 MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "__init__": frozenset(),
     "errors": frozenset(),
@@ -38,10 +38,14 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "demo": _BASE | {"wire"},
     "stream": _PURE_TOP,
     "ports": _BASE | {"stream"},
-    "attempt": _PURE_TOP | {"stream", "ports"},
-    "forward": _PURE_TOP | {"stream", "ports", "attempt"},
+    "answering": _PURE_TOP | {"stream"},
+    "attempt": _PURE_TOP | {"stream", "ports", "answering"},
+    "trial": _PURE_TOP,
+    "forward": _PURE_TOP | {"stream", "ports", "attempt", "trial"},
     "catalog": _BASE | {"policy"},
-    "gateway": _CORE | {"catalog"},
+    "reception": _PURE_TOP | {"stream", "ports"},
+    "planning": _PURE_TOP | {"catalog"},
+    "gateway": _CORE | {"catalog", "planning", "reception"},
     "telemetry": _BASE,
     "transport": _HALL | {"demo"},
     "app": _HALL | {"demo", "telemetry", "transport"},
