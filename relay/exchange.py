@@ -274,6 +274,8 @@ class Attempt:
     result: AttemptResult | None = None
     error_code: str | None = None
     is_resend: bool = False
+    hedge_won: bool | None = None
+    """Of a backup beside a slow attempt, whether its content came first; None for every other attempt."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -284,6 +286,7 @@ class Exchange:
     state: State = State.RECEIVED
     route: Route | None = None
     attempts: list[Attempt] = field(default_factory=list)
+    """In the order they began, but the one that answers last."""
     status: int | None = None
     outcome: Outcome | None = None
     error_code: str | None = None
@@ -294,6 +297,8 @@ class Exchange:
     backpressure_seconds: float = 0.0
     advice: Mapping[str, str] = field(default_factory=dict)
     """Headers that tell the caller's SDK whether another try is worth it, when every target has failed."""
+    is_begun_early: bool = False
+    """Whether the client has a response head and comments of ours, and no byte of an upstream."""
     is_rewritten: str | None = None
     """Why the bytes are not the upstream's own, or None when they are."""
 
@@ -377,6 +382,7 @@ def _overhead(exchange: Exchange, meter: StreamMeter) -> float | None:
     """Add up what passed inside the relay: from the request's arrival to the first attempt, and around the first content."""
     if not exchange.attempts:
         return None
-    before = exchange.attempts[0].started_at - exchange.request.received_at
+    # The attempt that answered stands last, whichever of two began first.
+    before = min(attempt.started_at for attempt in exchange.attempts) - exchange.request.received_at
     after = _span(meter.first_content_at, exchange.first_content_written_at) or 0.0
     return max(before, 0.0) + max(after, 0.0)

@@ -58,8 +58,3 @@ class LearnedDeadline:
             return configured
         patience = FACTOR * 2.0 ** self._cuts[size_of(prompt_bytes)] * (LAST_TARGET_GRACE if is_last else 1.0)
         return min(max(learned * patience, FLOOR_SECONDS), configured)
-
-
-def between_tokens_seconds(configured: float, *, is_reasoning: bool) -> float:
-    """Return the longest silence inside an answer: twice the configured one while only reasoning has come."""
-    return 2 * configured if is_reasoning else configured

@@ -83,6 +83,8 @@ class Metrics:
                 for outcome in Outcome:
                     self._of(f.REQUESTS, "chat", route, stream, _USUAL_CODE[outcome], outcome)
         for name, route_ in config.routes.items():
+            for won in ("true", "false") if route_.hedge is not None else ():
+                self._of(f.HEDGES, name, won)
             for target in route_.all_targets:
                 for result in AttemptResult:
                     self._of(f.ATTEMPTS, name, target.upstream.name, result)
@@ -155,8 +157,11 @@ class Metrics:
             self._of(f.ATTEMPTS, route, upstream, result).inc()
             if attempt.is_resend:
                 self._of(f.RESENDS, upstream).inc()
-            elif previous is not None and previous.result is not None:
+            elif previous is not None and previous.result not in (None, AttemptResult.CANCELLED):
+                # One that was cancelled did not fail: another was quicker.
                 self._of(f.FALLBACKS, route, previous.target.upstream.name, upstream, previous.result).inc()
+            if attempt.hedge_won is not None:
+                self._of(f.HEDGES, route, _flag(attempt.hedge_won)).inc()
             unread = attempt.meter.malformed_events + attempt.meter.oversized_events
             if unread:
                 self._of(f.MALFORMED_EVENTS, upstream).inc(unread)

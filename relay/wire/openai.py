@@ -247,7 +247,7 @@ class EventObserver:
 
 
 def _chunk_tests(shape: type) -> Tests:
-    decode = msgspec.json.Decoder(shape).decode
+    decode: Callable[[bytes], object] = msgspec.json.Decoder(shape).decode
 
     def is_one(data: bytes) -> bool:
         """Tell whether the piece is `data: {...}`, a blank line and nothing else, and the event one of `shape`."""
@@ -263,7 +263,7 @@ def _chunk_tests(shape: type) -> Tests:
 
 
 def _typed_tests(shape: type) -> Tests:
-    decode = msgspec.json.Decoder(shape).decode
+    decode: Callable[[bytes], object] = msgspec.json.Decoder(shape).decode
 
     def is_one(data: bytes) -> bool:
         """Tell whether the piece is `event: response.NAME`, `data: {...}`, a blank line and nothing else, and the event one of `shape`."""

@@ -1,10 +1,9 @@
 import random
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.policy.deadlines import FLOOR_SECONDS, MIN_SAMPLES, LearnedDeadline, between_tokens_seconds
+from relay.policy.deadlines import FLOOR_SECONDS, MIN_SAMPLES, LearnedDeadline
 
 TOKEN_BYTES = 4
 CONFIGURED = 120.0
@@ -106,8 +105,3 @@ def test_a_deadline_is_between_the_floor_and_the_configured_one(
     seconds = deadline.seconds(size, configured, is_last=is_last)
     assert min(FLOOR_SECONDS, configured) <= seconds <= configured
     assert seconds == deadline.seconds(size, configured, is_last=is_last)
-
-
-@pytest.mark.parametrize(("is_reasoning", "seconds"), [(False, 20.0), (True, 40.0)])
-def test_silence_may_last_twice_as_long_while_only_reasoning_came(is_reasoning: bool, seconds: float) -> None:
-    assert between_tokens_seconds(20.0, is_reasoning=is_reasoning) == seconds
