@@ -1,5 +1,6 @@
 """The relay's own pages: what a person, a load balancer and a Prometheus ask for."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Final
 
@@ -38,5 +39,9 @@ class Pages:
         return 200, _JSON, b'{"status":"ready"}'
 
     async def _scrape(self, headers: Headers) -> tuple[int, bytes, bytes]:
-        content_type, body = self._metrics.render((header(headers, b"accept") or b"").decode("latin-1"))
-        return 200, content_type, body
+        content_type, slices = self._metrics.render((header(headers, b"accept") or b"").decode("latin-1"))
+        page = []
+        for piece in slices:
+            page.append(piece)
+            await asyncio.sleep(0)  # streams go on between two slices
+        return 200, content_type, b"".join(page)

@@ -48,6 +48,8 @@ Duration = Annotated[float, PlainValidator(values.parse_duration), _text(pattern
 FirstToken = Annotated[float | None, PlainValidator(values.parse_first_token), _text(pattern=f"auto|{DURATION}")]
 HedgeAfter = Annotated[float | None, PlainValidator(values.parse_hedge_after), _text(pattern=f"p95|{DURATION}")]
 HedgeShare = Annotated[float, PlainValidator(values.parse_hedge_share), _text(pattern=r"[0-9]+(?:\.[0-9]+)?%")]
+FirstContent = Annotated[float, PlainValidator(values.parse_first_content), _text(pattern=DURATION)]
+Availability = Annotated[float, PlainValidator(values.parse_availability), _text(pattern=r"[0-9]+(?:\.[0-9]+)?%")]
 Size = Annotated[int, PlainValidator(values.parse_size), _number(r"[0-9]+(?:B|kB|KB|MB|GB|KiB|MiB|GiB)?")]
 Count = Annotated[int, PlainValidator(values.parse_count), _number(r"[0-9]+[kM]?")]
 Weight = Annotated[int, PlainValidator(values.parse_weight), _number(r"[0-9]+")]

@@ -90,6 +90,11 @@ class Target:
     timeouts: Timeouts | None = None
     """What holds for attempts at it, route and upstream taken in; None where only the route's are known."""
 
+    @property
+    def name(self) -> str:
+        """Return upstream and model there, as in the configuration: the same on every route."""
+        return f"{self.upstream.name}/{self.model or '*'}"
+
 
 class Strategy(Enum):
     """How a route chooses among its targets; its fallbacks are always tried in order."""
@@ -176,6 +181,8 @@ class Key:
     is_enabled: bool = True
     expires_at: float | None = None
     """Unix time after which the key is unknown; None for never."""
+    is_stored: bool = False
+    """Whether it comes from the file of stored keys, which may change while the relay runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,11 +204,22 @@ class Server:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Slo:
+    """What the relay is to be measured against: the thresholds of its rules and a bound of its histograms."""
+
+    ttft: float = 2.0
+    """Seconds within which 95 % of streams should have shown their first content."""
+    availability: float = 0.995
+    """Share of the requests that count (good or bad, see Outcome) that should be good."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
     """Where /metrics is served: on the main listener when `host` is None."""
 
     host: str | None = None
     port: int = 9464
+    slo: Slo = field(default_factory=Slo)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,7 +230,9 @@ class Config:
     upstreams: Mapping[str, Upstream]
     routes: Mapping[str, Route]
     keys: Mapping[bytes, Key] = field(default_factory=dict)
-    """SHA-256 digest of a key -> the key. Empty: no key is asked for."""
+    """SHA-256 digest of a key -> the key; a key that is being rotated stands here twice, the old one with its own expiry."""
+    key_store: str | None = None
+    """File of stored keys, of which `keys` holds those that were in it when it was last read."""
     metrics: Metrics = field(default_factory=Metrics)
     default_model: str | None = None
     """What answers for requests that name no model."""
@@ -220,3 +240,13 @@ class Config:
     """What the loader accepted but a person should know."""
     source: str = "environment"
     """The file this came from, for messages."""
+
+    @property
+    def asks_for_key(self) -> bool:
+        """Tell whether callers need a key. A file of keys that holds none yet lets nobody in."""
+        return bool(self.keys) or self.key_store is not None
+
+    @property
+    def key_names(self) -> list[str]:
+        """Return the names of all keys, sorted, each once."""
+        return sorted({key.name for key in self.keys.values()})

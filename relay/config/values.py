@@ -20,6 +20,7 @@ MAX_COUNT: Final = 10**9
 
 _DURATION: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h)")
 _SECONDS: Final[Mapping[str, float]] = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_PERCENTAGE: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,6})?)%")
 _SIZE: Final = re.compile(r"([0-9]{1,12})(B|kB|KB|MB|GB|KiB|MiB|GiB)?")
 _BYTES: Final[Mapping[str, int]] = {
     "B": 1,
@@ -32,7 +33,6 @@ _BYTES: Final[Mapping[str, int]] = {
     "GiB": 2**30,
 }
 _COUNT: Final = re.compile(r"([0-9]{1,12})([kM]?)")
-_SHARE: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,3})?)%")
 _DIGEST: Final = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
@@ -86,13 +86,30 @@ def _parse_duration_or(value: object, word: str) -> float:
 def parse_hedge_share(value: object) -> float:
     """Return a part of one: more than none, and at most half of all requests."""
     expected = "a share such as 5%, at most 50%"
-    found = _SHARE.fullmatch(parse_text(value, expected))
+    found = _PERCENTAGE.fullmatch(parse_text(value, expected))
     if found is None:
         raise ValueError(f"expected {expected}")
     share = float(found[1]) / 100
     if not 0 < share <= 0.5:
         raise ValueError(f"expected {expected} and more than 0%")
     return share
+
+
+def parse_first_content(value: object) -> float:
+    """Return the seconds of a promise: from 10 ms to 2 minutes, the range that the histograms cover."""
+    seconds = parse_duration(value)
+    if not 0.01 <= seconds <= 120:
+        raise ValueError("expected a duration from 10ms to 2m")
+    return seconds
+
+
+def parse_availability(value: object) -> float:
+    """Return the share that a percentage names, from 95% to 99.999%: an alert at 14.4 times a larger budget could never fire."""
+    expected = "a percentage from 95% to 99.999%, such as 99.5%"
+    found = _PERCENTAGE.fullmatch(parse_text(value, expected))
+    if found is None or not 95 <= float(found[1]) <= 99.999:
+        raise ValueError(f"expected {expected}")
+    return round(float(found[1]) / 100, 8)
 
 
 def parse_size(value: object) -> int:
