@@ -181,6 +181,8 @@ class Key:
     is_enabled: bool = True
     expires_at: float | None = None
     """Unix time after which the key is unknown; None for never."""
+    is_previous: bool = False
+    """Whether it is the one before, good for a while longer after a rotation."""
     is_stored: bool = False
     """Whether it comes from the file of stored keys, which may change while the relay runs."""
 
@@ -220,6 +222,8 @@ class Metrics:
     host: str | None = None
     port: int = 9464
     slo: Slo = field(default_factory=Slo)
+    label_values: int = 200
+    """How many configured names a label may have; further ones count as `_other`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
