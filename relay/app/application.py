@@ -10,19 +10,21 @@ import random
 import secrets
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from time import monotonic, time
 from typing import Any, Final
 
 from relay import __version__
+from relay.app.keywatch import KeyWatch
 from relay.app.listening import BACKLOG, listen, max_connections, url_of
 from relay.app.pages import Pages
 from relay.app.reloading import Read, Reloads, fixed_changes
 from relay.attempt import Attempting
 from relay.catalog import Catalog
+from relay.config.keys import with_stored
 from relay.config.listening import needs_keys
-from relay.config.tree import Config, Kind, Target, Timeouts, Upstream
+from relay.config.tree import Config, Key, Kind, Target, Timeouts, Upstream
 from relay.errors import ConnectFailed
 from relay.exchange import Outcome
 from relay.forward import Forwarder
@@ -32,6 +34,7 @@ from relay.policy.routing import Router
 from relay.policy.targets import Targets
 from relay.providers.openai import OpenAIProvider
 from relay.stream import HoldBudget
+from relay.telemetry.lag import LagTimer, Lateness
 from relay.telemetry.logs import LogWriter, RequestLog, make_logger, make_request_line
 from relay.telemetry.metrics import Metrics
 from relay.telemetry.observers import Observers
@@ -79,7 +82,7 @@ class App:
         self._bound = (config.server, config.metrics)
         """What was in force when the listeners were made: a reload cannot change it."""
         self._credentials = Credentials()
-        self._pools = UpstreamPools()
+        self._pools = UpstreamPools(lambda upstream, seconds: self._metrics.connected(upstream, seconds))
         self._running = Running()
         self._targets = Targets()
         self._targets.know(config)
@@ -90,6 +93,8 @@ class App:
             dropped=lambda: self._writer.dropped,
             standings=lambda: [(target.name, target.health.value) for target in self._targets.standings(monotonic())],
         )
+        self._lateness = Lateness()
+        self._lag: LagTimer | None = None
         self._demo: DemoServer | None = None
         self._demo_url = ""
         self._gateway: Gateway | None = None
@@ -100,6 +105,7 @@ class App:
         self._tasks: set[asyncio.Task[None]] = set()
         self._pages = Pages(self._metrics, self._stopping.is_set)
         self._reloads = Reloads(reload, self._adopt, self._refused, self._log)
+        self._key_watch = KeyWatch(self._use_keys, self._log)
 
     async def start(self) -> str:
         """Listen; return the address to use. Raises OSError when the address cannot be had."""
@@ -115,13 +121,16 @@ class App:
             chance=random.random,
             credential=self._credentials.current,
             make_id=lambda: secrets.token_hex(16),
+            lateness=self._lateness.between,
         )
         own = None if config.metrics.host is None else listen(config.metrics.host, config.metrics.port)
         await self._serve(sock, self._pages.by_path(has_metrics=own is None), is_api=True)
         if own is not None:
             await self._serve(own, self._pages.by_path(has_metrics=True), is_api=False)
         self._metrics.loaded(is_good=True, unix_time=time())
+        self._lag = LagTimer(self._lateness, self._metrics.lagged)
         self._tell_about(config)
+        self._key_watch.follow(config.key_store)
         self._spawn(self._warm_up(config))
         return url_of(sock)
 
@@ -180,7 +189,7 @@ class App:
         await self._start_demo(config)
         snapshot = self._snapshot(config)
         # What counts is where the relay listens now, not where the new file would have it listen.
-        exposed = needs_keys((self._bound[0].host, self._bound[0].port), has_keys=bool(config.keys))
+        exposed = needs_keys((self._bound[0].host, self._bound[0].port), has_keys=config.asks_for_key)
         if exposed is not None:
             raise ValueError(exposed)
         self._tell_about(config)
@@ -189,8 +198,20 @@ class App:
         self._metrics.know(config)
         self._targets.know(config)
         self._gateway.snapshot = snapshot
+        self._key_watch.follow(config.key_store)
         self._metrics.loaded(is_good=True, unix_time=time())
         self._log.info("reload", result="ok", routes=len(config.routes), upstreams=len(config.upstreams))
+
+    def _use_keys(self, stored: Mapping[bytes, Key]) -> None:
+        """Put what the file of stored keys now holds in force."""
+        assert self._gateway is not None
+        config = with_stored(self._config, stored)
+        if config.keys == self._config.keys:
+            return
+        self._config = config
+        snapshot = self._gateway.snapshot
+        self._gateway.snapshot = replace(snapshot, config=with_stored(snapshot.config, stored))
+        self._log.info("keys", result="ok", keys=len(config.key_names))
 
     def _refused(self) -> None:
         self._metrics.loaded(is_good=False, unix_time=time())
@@ -224,10 +245,13 @@ class App:
 
     async def close(self) -> None:
         """Close whatever is open."""
+        if self._lag is not None:
+            self._lag.stop()
         for server, listener in self._servers:
             listener.close()
             await server.shutdown(FAST_EXIT_SECONDS)
         self._reloads.cancel()
+        self._key_watch.close()
         for task in list(self._tasks):
             task.cancel()
         self._pools.close()
