@@ -20,6 +20,7 @@ from relay.policy.targets import Targets
 from relay.ports import Sink, Upload
 from relay.reception import Arrival, Reception
 from relay.wire.openai import error_event
+from relay.wire.tracing import span_id
 
 
 class Client(Sink, Protocol):
@@ -64,6 +65,7 @@ class Gateway:
     """Serves the requests under /v1."""
 
     __slots__ = (
+        "_chance",
         "_credential",
         "_forwarder",
         "_lateness",
@@ -92,6 +94,7 @@ class Gateway:
         """Whether new work is refused."""
         self._forwarder = forwarder
         self._observer = observer
+        self._chance = chance
         self._credential = credential
         self._lateness = lateness
         self._reception = Reception(make_id)
@@ -146,6 +149,7 @@ class Gateway:
                 None if upstream.is_passthrough else self._credential(upstream),
                 upload_length=arrival.content_length,
                 is_upload=upload is not None,
+                span=span_id(self._chance()),
             )
 
         exchange.admitted_at = monotonic()
