@@ -7,6 +7,7 @@ from pathlib import Path as FilePath
 from typing import Final
 
 from relay.config import models
+from relay.config.allowance import check_priced, limits_of, prices_of, route_limits_of
 from relay.config.listening import Override, needs_keys, place_metrics
 from relay.config.origins import Surroundings, build_upstream
 from relay.config.problems import did_you_mean, shown
@@ -31,6 +32,8 @@ def build(draft: Draft, report: Report, *, override: Override, environ: Mapping[
     }
     routes = _routes(draft, upstreams, report)
     keys = _keys(draft, report)
+    prices = prices_of(draft, report)
+    check_priced(routes, keys, prices, report)
     _check_default(draft, report)
     exposed = needs_keys(listen, has_keys=draft.has_keys)
     if exposed is not None:
@@ -44,6 +47,8 @@ def build(draft: Draft, report: Report, *, override: Override, environ: Mapping[
         routes=routes,
         keys=keys,
         metrics=place_metrics(draft.metrics.listen, listen),
+        prices=prices,
+        state_dir=None if draft.state_dir is None else str(folder / draft.state_dir),
         default_model=draft.default_model,
         warnings=tuple(report.warnings),
         source=report.file,
@@ -90,6 +95,8 @@ def _keys(draft: Draft, report: Report) -> dict[bytes, Key]:
             routes=frozenset(settings.routes) if "routes" in settings.model_fields_set else None,
             is_enabled=settings.enabled,
             expires_at=settings.expires,
+            limits=limits_of(settings.limits),
+            route_limits=route_limits_of(name, settings.limits, draft, report),
         )
     return keys
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from relay.config import models
+from relay.config.allowance import limits_of
 from relay.config.problems import Path, did_you_mean, shown
 from relay.config.report import Report
 from relay.config.tree import AffinityKind, Route, Strategy, Target, Timeouts, Upstream
@@ -55,6 +56,7 @@ class RouteBuilder:
             timeouts=timeouts,
             strategy=Strategy(given.strategy) if given.strategy else Strategy.WEIGHTED if section == "balance" else Strategy.ORDERED,
             affinity=given.affinity,
+            limits=limits_of(given.limits),
         )
 
     def _located(self, path: Path, section: str, written: list[models.Target]) -> list[_Located]:

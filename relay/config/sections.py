@@ -1,6 +1,6 @@
 """From plain data to checked settings, entry by entry, so that one mistake hides no other."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from relay.config import models
 from relay.config.problems import Path
 from relay.config.report import Report
-from relay.config.values import name_flaw, parse_model, route_name_flaw
+from relay.config.values import name_flaw, parse_model, parse_text, route_name_flaw
 
 _M = TypeVar("_M", bound=BaseModel)
 
@@ -33,7 +33,9 @@ class Draft:
     keys: dict[str, models.Key | None] = field(default_factory=dict)
     key_routes: dict[str, list[object]] = field(default_factory=dict)
     """The routes that each key names, also of a key with another mistake."""
+    prices: dict[str, models.Prices | None] = field(default_factory=dict)
     default_model: str | None = None
+    state_dir: str | None = None
     has_keys: bool = False
     """Whether keys were meant, be they right or wrong."""
 
@@ -58,9 +60,13 @@ def validate(data: object, report: Report) -> Draft:
         draft.keys[name] = _model(models.Key, entry, ("keys", name), report)
         named = entry.get("routes") if isinstance(entry, dict) else None
         draft.key_routes[name] = named if isinstance(named, list) else []
+    for name, entry in _entries(data, "prices", report):
+        draft.prices[name] = _model(models.Prices, entry, ("prices", name), report)
     draft.has_keys = bool(data.get("keys"))
     if "default_model" in data:
-        draft.default_model = _default_model(data["default_model"], report)
+        draft.default_model = _text(data["default_model"], ("default_model",), parse_model, report)
+    if "state_dir" in data:
+        draft.state_dir = _text(data["state_dir"], ("state_dir",), parse_text, report)
     _check_required(data, report)
     return draft
 
@@ -111,9 +117,9 @@ def _as_written(entry: object, location: Path) -> Path:
     return tuple(place)
 
 
-def _default_model(entry: object, report: Report) -> str | None:
+def _text(entry: object, path: Path, parse: Callable[[object], str], report: Report) -> str | None:
     try:
-        return parse_model(entry)
+        return parse(entry)
     except ValueError as error:
-        report.add(("default_model",), str(error))
+        report.add(path, str(error))
         return None
