@@ -10,9 +10,10 @@ a chunk touches no timer.
 import asyncio
 from collections.abc import Callable
 from math import inf
-from time import monotonic, time
+from time import monotonic
 from typing import Any
 
+from relay.answering import choose_relay, is_replaced, is_unusable, read_refusal
 from relay.config.tree import Timeouts
 from relay.errors import (
     Draining,
@@ -26,15 +27,15 @@ from relay.errors import (
     encode_error,
     upstream_message,
 )
-from relay.exchange import JSON_OPERATIONS, Attempt, Exchange, Operation, Outcome, ResponseHead, State, UpstreamRequest
-from relay.policy.backoff import retry_after
+from relay.exchange import Attempt, Exchange, Operation, Outcome, ResponseHead, State, UpstreamRequest
+from relay.policy.bounds import next_bound
 from relay.policy.patience import advice
 from relay.policy.routing import Choice
 from relay.policy.targets import name_of
 from relay.policy.verdicts import judge
 from relay.ports import Call, Sink, Upload, Upstreams
 from relay.stream import DONE_GRACE_SECONDS, HOLD_SECONDS, BodyEnd, BodyRelay, EventRelay, HoldBudget, OpaqueRelay, WholeRelay, broken
-from relay.wire.openai import error_event, parse_error
+from relay.wire.openai import error_event
 
 
 class Attempting:
@@ -172,14 +173,14 @@ class Attempting:
             self.failed(MalformedResponse(Malformation.PROTOCOL))
             return
         if head.status >= 300 and head.status != 304:
-            self._refusal = self._refused(head, b"")
-            if self._is_replaced(head.status):
+            self._refusal = read_refusal(head, b"", self._choice.target.upstream)
+            if is_replaced(head.status, self._choice.target.upstream):
                 self.failed(self._refusal)
                 return
-        elif self._is_unusable(head):
+        elif is_unusable(head, self._exchange.request):
             self.failed(MalformedResponse(Malformation.BAD_RESPONSE))
             return
-        self.relay = self._choose(head)
+        self.relay = choose_relay(self, self.attempt.meter, self._budget, self._exchange.request, head, self._choice.target.upstream)
         if isinstance(self.relay, OpaqueRelay):
             self.relay.begin()
 
@@ -220,38 +221,6 @@ class Attempting:
     def _read_client(self) -> None:
         self._sink.set_reading(on=True)
 
-    def _choose(self, head: ResponseHead) -> BodyRelay:
-        request = self._exchange.request
-        meter = self.attempt.meter
-        is_ok = self._refusal is None
-        if is_ok and not head.is_encoded and self._looks_like_events(head):
-            return EventRelay(self, meter, request.operation, can_lack_done=self._choice.target.upstream.done_optional)
-        is_json = is_ok and request.operation in JSON_OPERATIONS
-        if request.is_head or head.status in (204, 304) or not (is_json or not is_ok or head.content_type == b"application/json"):
-            return OpaqueRelay(self, meter, is_open_proof=not head.is_event_stream)
-        is_close_delimited = head.framing.value == "close"
-        return WholeRelay(self, meter, self._budget, is_json=is_json, is_encoded=head.is_encoded, is_close_delimited=is_close_delimited)
-
-    def _looks_like_events(self, head: ResponseHead) -> bool:
-        if head.is_event_stream:
-            return not self._exchange.request.is_head
-        # Some servers stream events without saying so.
-        return self._exchange.request.is_stream and head.content_type in (b"", b"text/plain")
-
-    def _is_unusable(self, head: ResponseHead) -> bool:
-        return self._exchange.request.operation in JSON_OPERATIONS and (head.content_type == b"text/html" or head.status in (204, 205))
-
-    def _is_replaced(self, status: int) -> bool:
-        if status in (401, 402, 403):
-            return not self._choice.target.upstream.is_passthrough
-        return 300 <= status < 400
-
-    def _refused(self, head: ResponseHead, body: bytes) -> UpstreamRefused:
-        """Read what a refusal says of itself, as far as its body has come."""
-        type_, code = parse_error(body) if body and not head.is_encoded else (None, None)
-        wait = retry_after(head.headers, time(), body)
-        return UpstreamRefused(head.status, vendor=self._choice.target.upstream.vendor, type=type_, code=code, retry_after=wait)
-
     def _may_fall_back_on(self, error: UpstreamRefused) -> bool:
         if error.status in (401, 402, 403) and self._choice.target.upstream.is_passthrough:
             # The caller's own credential was refused: that is the answer.
@@ -279,7 +248,7 @@ class Attempting:
             if self._on_answer is not None:
                 self._on_answer()
         else:
-            self._refusal = self._refused(head, first)
+            self._refusal = read_refusal(head, first, self._choice.target.upstream)
             if self._may_fall_back_on(self._refusal):
                 self.failed(self._refusal)
                 return False
@@ -358,7 +327,7 @@ class Attempting:
 
     def _watch(self) -> None:
         now = monotonic()
-        phase, due = self._deadline(now)
+        phase, due = self._bound(now)
         if now < due:
             # Looked at this often, no stall is found late, whichever bound holds by then.
             wait = min(due - now, self._timeouts.between_tokens)
@@ -369,31 +338,18 @@ class Attempting:
         else:
             self.failed(UpstreamTimeout(phase))
 
-    def _deadline(self, now: float) -> tuple[Phase, float]:
-        timeouts = self._timeouts
-        phase, due = self._silence(now)
-        if self._exchange.state is not State.COMMITTED and self._deadline_at < due:
-            phase, due = Phase.CALLER, self._deadline_at
-        total = self._exchange.request.received_at + timeouts.total
-        return (phase, due) if due <= total else (Phase.TOTAL, total)
-
-    def _silence(self, now: float) -> tuple[Phase, float]:
-        timeouts = self._timeouts
-        attempt = self.attempt
-        if self.is_uploading:
-            # The client's own pauses are bounded by who reads its body.
-            full_since = self._call.full_since if self._call is not None else None
-            return Phase.FIRST_TOKEN, (now if full_since is None else full_since) + timeouts.first_token
-        sent_at = attempt.sent_at or attempt.started_at
-        if attempt.head is None:
-            return Phase.FIRST_TOKEN, sent_at + timeouts.first_token
-        is_waiting = self._exchange.state is not State.COMMITTED and isinstance(self.relay, EventRelay)
-        if (is_waiting or attempt.meter.bytes_in == 0) and attempt.head.status != 101:
-            return Phase.FIRST_EVENT, sent_at + timeouts.first_token
-        if self._sink.is_paused or attempt.head.status == 101:
-            # Nobody waits for an upstream while the client takes nothing, or on an open line.
-            return Phase.BETWEEN_TOKENS, now + timeouts.between_tokens
-        return Phase.BETWEEN_TOKENS, max(attempt.meter.last_byte_at, attempt.head.received_at) + timeouts.between_tokens
+    def _bound(self, now: float) -> tuple[Phase, float]:
+        full_since = self._call.full_since if self._call is not None else None
+        return next_bound(
+            self._exchange,
+            self.attempt,
+            self._timeouts,
+            now,
+            deadline_at=self._deadline_at,
+            is_holding=isinstance(self.relay, EventRelay),
+            is_open=self._sink.is_paused,
+            upload_since=(now if full_since is None else full_since) if self.is_uploading else None,
+        )
 
 
 def _drop(data: bytes) -> None:

@@ -11,9 +11,8 @@ from typing import Any, Final
 from relay.config.tree import AffinityKind, Config, Key, Kind, Route, Strategy, Target
 from relay.errors import ClientError, error_answer
 from relay.exchange import ClientRequest, JsonBody, Operation
-from relay.forward import MAX_ATTEMPTS, MAX_TRIES
 from relay.policy.refusals import CONSEQUENCES, Fallback
-from relay.policy.retries import is_repeatable
+from relay.policy.retries import MAX_ATTEMPTS, MAX_TRIES, is_repeatable
 from relay.policy.routing import Router, may_use
 from relay.wire.body import parse_body
 

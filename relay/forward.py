@@ -5,25 +5,20 @@ One rule above all: until `Sink.open` was called every failure may still go to a
 
 from collections.abc import Callable
 from time import monotonic
-from typing import Final, Protocol
+from typing import Protocol
 
 from relay.attempt import Attempting
 from relay.config.tree import Route
 from relay.errors import Phase, RelayError, UpstreamError, error_answer
 from relay.exchange import Attempt, AttemptResult, Exchange, Outcome, State, UpstreamRequest
-from relay.policy.breaker import Breaker, Permit
 from relay.policy.patience import Patience, advice, patience_of
-from relay.policy.retries import RetryBudget, is_repeatable, needs_budget
+from relay.policy.retries import MAX_ATTEMPTS, MAX_TRIES, RetryBudget, is_repeatable, needs_budget
 from relay.policy.routing import Choice, RoutePlan
 from relay.policy.targets import Targets, name_of
 from relay.policy.verdicts import is_stale_connection, judge, status_result
 from relay.ports import Sink, Upload, Upstreams
 from relay.stream import HoldBudget
-
-MAX_TRIES: Final = 8
-"""Targets looked at for one exchange, those that were never reached included."""
-MAX_ATTEMPTS: Final = 3
-"""Attempts that sent a request byte."""
+from relay.trial import Onward, Trial
 
 Encode = Callable[[Choice], UpstreamRequest]
 
@@ -95,7 +90,7 @@ class Forwarder:
         raise last
 
     def _attempting(
-        self, exchange: Exchange, choice: Choice, route: Route, sink: Sink, onward: "Onward", trial: "Trial", patience: Patience
+        self, exchange: Exchange, choice: Choice, route: Route, sink: Sink, onward: Onward, trial: Trial, patience: Patience
     ) -> Attempting:
         return Attempting(
             exchange,
@@ -108,7 +103,7 @@ class Forwarder:
             on_answer=trial.succeeded,
         )
 
-    def _may_attempt(self, sent: int, last: RelayError | None, patience: Patience, onward: "Onward | None") -> bool:
+    def _may_attempt(self, sent: int, last: RelayError | None, patience: Patience, onward: Onward | None) -> bool:
         """Tell whether one more attempt is within the bounds: their number, the budget, the caller's patience."""
         if last is None:
             return True
@@ -118,7 +113,7 @@ class Forwarder:
         is_paid = onward is not None and onward.is_paid
         return is_paid or not needs_budget(sent, is_same_target=False) or self._retries.take(now)
 
-    def _trial(self, choice: Choice, *, is_forced: bool) -> "Trial | None":
+    def _trial(self, choice: Choice, *, is_forced: bool) -> Trial | None:
         breaker = self._targets.breaker(choice.target)
         permit = breaker.begin(monotonic(), is_forced=is_forced)
         return None if permit is None else Trial(breaker, permit, self._chance, is_own_account=not choice.target.upstream.is_passthrough)
@@ -137,7 +132,7 @@ class Forwarder:
         choice: Choice,
         encode: Encode,
         upload: Upload | None,
-        trial: "Trial",
+        trial: Trial,
         *,
         is_fresh: bool,
         can_resend: bool,
@@ -168,77 +163,6 @@ class Forwarder:
         first = attempt.meter.first_content_at
         if first is not None and attempt.sent_at is not None:
             self._targets.answered(attempt.target, first - attempt.sent_at)
-
-
-class Onward:
-    """Whether an attempt's refusal may be given up for another target: else it is passed on, which tells more than an error of ours."""
-
-    __slots__ = ("_patience", "_plan", "_retries", "_sent", "_targets", "is_paid")
-
-    def __init__(self, plan: RoutePlan, targets: Targets, retries: RetryBudget, patience: Patience, *, sent: int) -> None:
-        """Look at what `plan` has left; `sent` are the attempts made by then, this one included."""
-        self._plan = plan
-        self._targets = targets
-        self._retries = retries
-        self._patience = patience
-        self._sent = sent
-        self.is_paid = False
-        """Whether the next attempt was taken from the budget already."""
-
-    def reserve(self) -> bool:
-        """Tell whether another target can be tried now; takes it from the budget, for others ask in the same moment."""
-        now = monotonic()
-        if self._sent >= MAX_ATTEMPTS or not self._patience.fits(now, 0.0):
-            return False
-        if not any(self._targets.breaker(choice.target).may_try(now) for choice in self._plan.left):
-            return False
-        self.is_paid = needs_budget(self._sent, is_same_target=False) and self._retries.take(now)
-        return self.is_paid or not needs_budget(self._sent, is_same_target=False)
-
-
-class Trial:
-    """One permit of a target's breaker, handed back exactly once; a break after that is a failure of its own."""
-
-    __slots__ = ("_breaker", "_chance", "_is_over", "_is_own_account", "_permit")
-
-    def __init__(self, breaker: Breaker, permit: Permit, chance: Callable[[], float], *, is_own_account: bool) -> None:
-        """Hold `permit`; `is_own_account` tells whether the credential is the relay's, not each caller's own."""
-        self._breaker = breaker
-        self._permit = permit
-        self._chance = chance
-        self._is_own_account = is_own_account
-        self._is_over = False
-
-    def succeeded(self) -> None:
-        """Take note that a good answer began."""
-        if not self._is_over:
-            self._is_over = True
-            self._breaker.succeeded(self._permit, monotonic())
-
-    def over(self, error: RelayError | None, outcome: Outcome | None, *, is_mapped: bool) -> None:
-        """Take note of how the attempt ended."""
-        now = monotonic()
-        verdict = judge(error, is_mapped=is_mapped) if isinstance(error, UpstreamError) else None
-        if verdict is not None and verdict.rest_seconds and not self._is_own_account:
-            # A caller's own credential is bad, spent or throttled: no reason for the others to be kept away.
-            verdict = None
-        is_blamed = (verdict is not None and verdict.blame_target) or outcome in _BROKEN
-        if self._is_over:
-            permit = self._breaker.begin(now, is_forced=True) if is_blamed else None
-            if permit is not None:
-                self._breaker.failed(permit, now, self._chance())
-            return
-        self._is_over = True
-        if not is_blamed:
-            self._breaker.abandoned(self._permit)
-        elif verdict is not None and verdict.rest_seconds:
-            self._breaker.abandoned(self._permit)
-            self._breaker.rest(now, verdict.rest_seconds, has_to_probe=verdict.is_final)
-        else:
-            self._breaker.failed(self._permit, now, self._chance())
-
-
-_BROKEN: Final = frozenset({Outcome.UPSTREAM_CUT, Outcome.UPSTREAM_STALLED, Outcome.UPSTREAM_ERROR})
 
 
 class Running(Protocol):

@@ -38,8 +38,10 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "demo": _BASE | {"wire"},
     "stream": _PURE_TOP,
     "ports": _BASE | {"stream"},
-    "attempt": _PURE_TOP | {"stream", "ports"},
-    "forward": _PURE_TOP | {"stream", "ports", "attempt"},
+    "answering": _PURE_TOP | {"stream"},
+    "attempt": _PURE_TOP | {"stream", "ports", "answering"},
+    "trial": _PURE_TOP,
+    "forward": _PURE_TOP | {"stream", "ports", "attempt", "trial"},
     "catalog": _BASE | {"policy"},
     "reception": _PURE_TOP | {"stream", "ports"},
     "planning": _PURE_TOP | {"catalog"},
@@ -49,7 +51,7 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "app": _HALL | {"demo", "telemetry", "transport"},
     "banner": frozenset({"config"}),
     "explain": _CORE,
-    "cli": frozenset({"app", "banner", "config", "explain"}),
+    "cli": frozenset({"app", "banner", "config", "explain", "telemetry"}),
     "__main__": frozenset({"cli"}),
 }
 
@@ -66,7 +68,7 @@ HOME_OF: Final[dict[str, frozenset[str]]] = {
     "prometheus_client": frozenset({"telemetry"}),
     "pydantic": frozenset({"config"}),
     "uvloop": frozenset({"app"}),
-    "yaml": frozenset({"config"}),
+    "yaml": frozenset({"config", "telemetry"}),
 }
 """Libraries with one home: replacing one is work in that room alone."""
 READS_ENVIRONMENT: Final = frozenset({"config", "cli"})

@@ -46,6 +46,8 @@ Text = Annotated[str, PlainValidator(values.parse_text), _text()]
 Model = Annotated[str, PlainValidator(values.parse_model), _text()]
 Switch = Annotated[bool, PlainValidator(values.parse_switch), WithJsonSchema({"type": ["boolean", "string"]})]
 Duration = Annotated[float, PlainValidator(values.parse_duration), _text(pattern=DURATION)]
+FirstContent = Annotated[float, PlainValidator(values.parse_first_content), _text(pattern=DURATION)]
+Availability = Annotated[float, PlainValidator(values.parse_availability), _text(pattern=r"[0-9]+(?:\.[0-9]+)?%")]
 Size = Annotated[int, PlainValidator(values.parse_size), _number(r"[0-9]+(?:B|kB|KB|MB|GB|KiB|MiB|GiB)?")]
 Count = Annotated[int, PlainValidator(values.parse_count), _number(r"[0-9]+[kM]?")]
 Budget = Annotated[

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from relay.config.fields import (
     TARGET,
     Affinity,
+    Availability,
     BaseUrl,
     Budget,
     Count,
@@ -19,6 +20,7 @@ from relay.config.fields import (
     Digest,
     Duration,
     Expiry,
+    FirstContent,
     HeaderName,
     Kind,
     Listen,
@@ -260,14 +262,29 @@ class Key(BaseModel):
     limits: KeyLimits = setting(KeyLimits(), "What it may ask for.", {"rpm": 60, "tpm": "100k", "concurrency": 4, "budget": "20 USD/month"})
 
 
+class Slo(BaseModel):
+    """What is promised to those who call; `relay rules` makes alerts of it."""
+
+    model_config = _STRICT
+
+    ttft: FirstContent = setting(2.0, "How soon 95 % of streams should show their first content.", "2s", shown="2s")
+    availability: Availability = setting(
+        0.995,
+        "Share of requests that should be answered whole, over 30 days. What a caller did wrong counts for neither side.",
+        "99.5%",
+        shown="99.5%",
+    )
+
+
 class Metrics(BaseModel):
-    """Where metrics are served."""
+    """Where metrics are served, and what they are measured against."""
 
     model_config = _STRICT
 
     listen: Listen | None = setting(
         None, "Address of /metrics. Left out: the main listener when that is loopback, else 127.0.0.1:9464.", "127.0.0.1:9464"
     )
+    slo: Slo = setting(Slo(), "What is promised to those who call.", {"ttft": "2s", "availability": "99.5%"})
 
 
 class Settings(BaseModel):
@@ -299,5 +316,5 @@ class Settings(BaseModel):
         " Left out: kept in memory.",
         "/var/lib/relay",
     )
-    metrics: Metrics = setting(Metrics(), "Where metrics are served.", {"listen": "127.0.0.1:9464"})
+    metrics: Metrics = setting(Metrics(), "Where metrics are served, and what they are measured against.", {"listen": "127.0.0.1:9464"})
     default_model: Model | None = setting(None, "The model of requests that name none.", "fast")

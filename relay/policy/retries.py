@@ -9,6 +9,10 @@ from typing import Final
 from relay.exchange import JSON_OPERATIONS, ClientRequest, Operation
 from relay.policy.window import Window
 
+MAX_TRIES: Final = 8
+"""Targets looked at for one exchange, those that were never reached included."""
+MAX_ATTEMPTS: Final = 3
+"""Attempts of one exchange that sent a request byte."""
 WINDOW_SECONDS: Final = 10
 SHARE: Final = 0.1
 MINIMUM: Final = 3

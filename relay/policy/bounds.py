@@ -1,0 +1,52 @@
+"""Which wait of an attempt ends next, and when: one look at the marks instead of a timer per chunk.
+
+Instants are the clock of `ClientRequest.received_at`.
+"""
+
+from math import inf
+
+from relay.config.tree import Timeouts
+from relay.errors import Phase
+from relay.exchange import Attempt, Exchange, State
+
+
+def next_bound(
+    exchange: Exchange,
+    attempt: Attempt,
+    timeouts: Timeouts,
+    now: float,
+    *,
+    deadline_at: float = inf,
+    is_holding: bool = False,
+    is_open: bool = False,
+    upload_since: float | None = None,
+) -> tuple[Phase, float]:
+    """Return the wait that ends first, and when it does.
+
+    `deadline_at` is when the caller gives up; `is_holding` tells whether events are awaited before anything may be committed, `is_open`
+    whether nobody waits for the upstream (the client takes nothing, or the line has left HTTP). While the client's body is being sent,
+    `upload_since` is since when the upstream takes none of it, `now` when it does; None when all was sent.
+    """
+    phase, due = _silence(exchange, attempt, timeouts, now, is_holding=is_holding, is_open=is_open, upload_since=upload_since)
+    if exchange.state is not State.COMMITTED and deadline_at < due:
+        phase, due = Phase.CALLER, deadline_at
+    total = exchange.request.received_at + timeouts.total
+    return (phase, due) if due <= total else (Phase.TOTAL, total)
+
+
+def _silence(
+    exchange: Exchange, attempt: Attempt, timeouts: Timeouts, now: float, *, is_holding: bool, is_open: bool, upload_since: float | None
+) -> tuple[Phase, float]:
+    if upload_since is not None:
+        # The client's own pauses are bounded by who reads its body.
+        return Phase.FIRST_TOKEN, upload_since + timeouts.first_token
+    sent_at = attempt.sent_at or attempt.started_at
+    head = attempt.head
+    if head is None:
+        return Phase.FIRST_TOKEN, sent_at + timeouts.first_token
+    is_waiting = is_holding and exchange.state is not State.COMMITTED
+    if (is_waiting or attempt.meter.bytes_in == 0) and head.status != 101:
+        return Phase.FIRST_EVENT, sent_at + timeouts.first_token
+    if is_open or head.status == 101:
+        return Phase.BETWEEN_TOKENS, now + timeouts.between_tokens
+    return Phase.BETWEEN_TOKENS, max(attempt.meter.last_byte_at, head.received_at) + timeouts.between_tokens
