@@ -16,6 +16,7 @@ from time import monotonic, time
 from typing import Any, Final
 
 from relay import __version__
+from relay.app.accounts import Accounts
 from relay.app.listening import BACKLOG, listen, max_connections, url_of
 from relay.app.pages import Pages
 from relay.app.reloading import Read, Reloads, fixed_changes
@@ -31,6 +32,7 @@ from relay.planning import Snapshot
 from relay.policy.routing import Router
 from relay.policy.targets import Targets
 from relay.providers.openai import OpenAIProvider
+from relay.stores import SLOTS_IDENTITY, TOKENS_IDENTITY
 from relay.stream import HoldBudget
 from relay.telemetry.logs import LogWriter, RequestLog, make_logger, make_request_line
 from relay.telemetry.metrics import Metrics
@@ -78,6 +80,7 @@ class App:
         self._config = config
         self._bound = (config.server, config.metrics)
         """What was in force when the listeners were made: a reload cannot change it."""
+        self._state_dir = config.state_dir
         self._credentials = Credentials()
         self._pools = UpstreamPools()
         self._running = Running()
@@ -89,7 +92,12 @@ class App:
             connections=self._pools.counts,
             dropped=lambda: self._writer.dropped,
             standings=lambda: [(target.name, target.health.value) for target in self._targets.standings(monotonic())],
+            shares=lambda: self._accounts.shares() if self._accounts is not None else (),
+            reserved=lambda: self._accounts.reserved() if self._accounts is not None else {},
+            identities=(SLOTS_IDENTITY, TOKENS_IDENTITY),
         )
+        self._observers = Observers((self._metrics, self._request_log))
+        self._accounts: Accounts | None = None
         self._demo: DemoServer | None = None
         self._demo_url = ""
         self._gateway: Gateway | None = None
@@ -104,14 +112,16 @@ class App:
     async def start(self) -> str:
         """Listen; return the address to use. Raises OSError when the address cannot be had."""
         config = self._config
+        self._accounts = Accounts(config.state_dir)
         sock = listen(config.server.host, config.server.port)
         await self._start_demo(config)
         forwarder = Forwarder(self._pools, self._running, HoldBudget(), self._targets, random.random)
         self._gateway = Gateway(
             self._snapshot(config),
             forwarder,
-            Observers((self._metrics, self._request_log)),
+            self._observers,
             targets=self._targets,
+            limiter=self._accounts.ledger,
             chance=random.random,
             credential=self._credentials.current,
             make_id=lambda: secrets.token_hex(16),
@@ -123,6 +133,7 @@ class App:
         self._metrics.loaded(is_good=True, unix_time=time())
         self._tell_about(config)
         self._spawn(self._warm_up(config))
+        self._spawn(self._accounts.watch(lambda: self._metrics.in_flight, self._observers.violated))
         return url_of(sock)
 
     async def _serve(self, sock: socket.socket, pages: dict[str, Page], *, is_api: bool) -> None:
@@ -189,6 +200,8 @@ class App:
         self._metrics.know(config)
         self._targets.know(config)
         self._gateway.snapshot = snapshot
+        if self._accounts is not None:
+            self._accounts.know(config)
         self._metrics.loaded(is_good=True, unix_time=time())
         self._log.info("reload", result="ok", routes=len(config.routes), upstreams=len(config.upstreams))
 
@@ -199,7 +212,7 @@ class App:
         """Log what a person should know of a new configuration, above all what of it has no effect before a restart."""
         for warning in config.warnings:
             self._log.warning("configuration", message=warning)
-        fixed = fixed_changes(config, self._bound)
+        fixed = fixed_changes(config, self._bound, self._state_dir)
         if fixed:
             self._log.warning("reload", message=f"{', '.join(fixed)} cannot change while the relay runs; restart it")
 
@@ -231,6 +244,8 @@ class App:
         for task in list(self._tasks):
             task.cancel()
         self._pools.close()
+        if self._accounts is not None:
+            self._accounts.close()
         if self._demo is not None:
             await self._demo.stop()
         await asyncio.sleep(0)

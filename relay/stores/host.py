@@ -26,7 +26,8 @@ from typing import Final
 from relay.policy.limits import ACCOUNT_CELLS, MAX_WORKERS, Account
 from relay.stores.ledger import monotonic_ms
 
-_MAGIC: Final = int.from_bytes(b"relaylim", "big")
+_MAGIC: Final = 0x72656C61796C696D
+"""The letters `relaylim`."""
 _VERSION: Final = 1
 _HEADER_BYTES: Final = 65_536
 """A multiple of every system's page size, as offsets of maps must be."""
@@ -42,7 +43,7 @@ _ALIVE: Final = 16
 """From here one cell for each process: whether its column may be in use."""
 
 
-class StateFileUnusable(Exception):
+class StateFileUnusable(OSError):
     """The file is none of ours, or of another version. The text says what to do."""
 
 
