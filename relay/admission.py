@@ -27,6 +27,7 @@ _CODES: Final[Mapping[Limit, str]] = {
     Limit.BUDGET: "budget_exhausted",
 }
 _NEVER: Final = "This request asks for more than the limit allows at all: shorten it, or ask for a shorter answer (`max_tokens`)."
+_UNPRICED: Final = "This key has a budget in US dollars, and the relay knows no price for this model."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,10 +117,13 @@ class Admission:
         return made
 
     def _demand(self, request: ClientRequest, plan: RoutePlan, allowance: Allowance, prices: Mapping[str, Price]) -> tuple[Demand, int]:
-        if not allowance.counts_tokens or request.operation not in JSON_OPERATIONS or request.body is None:
-            return Demand(scopes=allowance.scopes, tokens=0), 0
         choice = plan.left[0]
         upstream, model = choice.target.upstream.name, choice.model or ""
+        price = price_of(prices, f"{upstream}/{model}") if allowance.counts_money else None
+        if allowance.counts_money and price is None:
+            raise ClientError("budget_exhausted", message=_UNPRICED, headers={"x-should-retry": "false"})
+        if not allowance.counts_tokens or request.operation not in JSON_OPERATIONS or request.body is None:
+            return Demand(scopes=allowance.scopes, tokens=0), 0
         estimated = prompt_tokens(request.body.raw)
         prompt = self._ratios.correct(upstream, model, estimated)
         answer = said_answer(request)
@@ -128,9 +132,7 @@ class Admission:
             if allowance.most_tokens is not None:
                 # A guess of ours must not be what makes a request impossible.
                 answer = max(0, min(answer, allowance.most_tokens - prompt))
-        cost = 0
-        if allowance.counts_money:
-            cost = cost_of(price_of(prices, f"{upstream}/{model}"), Usage(input=prompt, output=answer))
+        cost = cost_of(price, Usage(input=prompt, output=answer)) if price is not None else 0
         return Demand(scopes=allowance.scopes, tokens=prompt + answer, cost=cost), estimated
 
     # After

@@ -15,20 +15,20 @@ def limits_of(given: models.Limits | models.KeyLimits) -> Limits | None:
     return None if made == Limits() else made
 
 
-def route_limits_of(name: str, given: models.KeyLimits, draft: Draft, report: Report) -> dict[str, Limits]:
+def route_limits_of(given: models.KeyLimits) -> dict[str, Limits]:
     """Return a key's limits on single routes."""
-    made: dict[str, Limits] = {}
+    return {route: found for route, each in given.per_route.items() if (found := limits_of(each)) is not None}
+
+
+def check_per_route(name: str, given: models.KeyLimits, draft: Draft, report: Report) -> None:
+    """Note routes that are not there, and limits that limit nothing."""
     for route, each in given.per_route.items():
         path = ("keys", name, "limits", "per_route", route)
-        found = limits_of(each)
         if route not in draft.routes:
             if draft.routes and not report.is_full:
                 report.add(path, f'no route named "{shown(route)}"{did_you_mean(route, draft.routes)}', at_name=True)
-        elif found is None:
+        elif limits_of(each) is None:
             report.add(path, "holds no limit", at_name=True)
-        else:
-            made[route] = found
-    return made
 
 
 def prices_of(draft: Draft, report: Report) -> dict[str, Price]:

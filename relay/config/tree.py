@@ -204,6 +204,8 @@ class Key:
     limits: Limits | None = None
     route_limits: Mapping[str, Limits] = field(default_factory=dict)
     """Limits of this key on one route, by the route's name."""
+    is_stored: bool = False
+    """Whether it comes from the file of stored keys, which may change while the relay runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,7 +253,9 @@ class Config:
     upstreams: Mapping[str, Upstream]
     routes: Mapping[str, Route]
     keys: Mapping[bytes, Key] = field(default_factory=dict)
-    """SHA-256 digest of a key -> the key. Empty: no key is asked for."""
+    """SHA-256 digest of a key -> the key; a key that is being rotated stands here twice, the old one with its own expiry."""
+    key_store: str | None = None
+    """File of stored keys, of which `keys` holds those that were in it when it was last read."""
     metrics: Metrics = field(default_factory=Metrics)
     prices: Mapping[str, Price] = field(default_factory=dict)
     """By upstream/model; a name may end in `*`."""
@@ -263,3 +267,13 @@ class Config:
     """What the loader accepted but a person should know."""
     source: str = "environment"
     """The file this came from, for messages."""
+
+    @property
+    def asks_for_key(self) -> bool:
+        """Tell whether callers need a key. A file of keys that holds none yet lets nobody in."""
+        return bool(self.keys) or self.key_store is not None
+
+    @property
+    def key_names(self) -> list[str]:
+        """Return the names of all keys, sorted, each once."""
+        return sorted({key.name for key in self.keys.values()})

@@ -90,7 +90,7 @@ MISTAKES = [
     (UPSTREAM + ROUTE + f"keys: {{a: {{hash: '{HASH}', expires: soon}}}}", 3, "keys.a.expires", "expected a date"),
     (UPSTREAM + ROUTE + f"keys: {{a: {{hash: '{HASH}', expires: 2026-13-40}}}}", 3, "keys.a.expires", "expected a date"),
     (UPSTREAM + ROUTE + f"keys:\n  a: {{hash: '{HASH}'}}\n  b: {{hash: '{HASH}'}}", 5, "keys.b", 'is the same key as "a"'),
-    (UPSTREAM + ROUTE + f"keys: {{a: {{hash: '{HASH}', limits: {{rpm: 1}}}}}}", 3, "keys.a.limits", "unknown setting"),
+    (UPSTREAM + ROUTE + f"keys: {{a: {{hash: '{HASH}', limits: {{rpd: 1}}}}}}", 3, "keys.a.limits.rpd", "unknown setting"),
     ("- a\n- b", 1, "", "expected settings"),
     ("just text", 1, "", "expected settings"),
     ("", 1, "", "the file is empty"),
