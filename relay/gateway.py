@@ -13,7 +13,7 @@ from urllib.parse import unquote
 from relay.admission import Admission
 from relay.config.tree import Key, Upstream
 from relay.errors import LIMIT_CODES, ClientError, Draining, ErrorAnswer, InternalError, Overloaded, RelayError, error_answer
-from relay.exchange import Exchange, Operation, Outcome, State, Summary, UpstreamRequest, summarize
+from relay.exchange import Exchange, Lateness, Operation, Outcome, Span, State, Summary, UpstreamRequest, summarize
 from relay.forward import Forwarder
 from relay.planning import Planner, Snapshot
 from relay.policy.routing import Choice
@@ -34,8 +34,14 @@ class Client(Sink, Protocol):
     write_seconds: float
     """How long a client may take nothing before it is cut."""
 
+    pauses: list[Span]
+    """When it took nothing, the short times left out."""
+
     def answer(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
         """Send a whole answer of our own."""
+
+    def account(self) -> None:
+        """Bring the two numbers above up to date with a pause that still lasts."""
 
 
 class Observer(Protocol):
@@ -64,6 +70,7 @@ class Gateway:
         "_admission",
         "_credential",
         "_forwarder",
+        "_lateness",
         "_observer",
         "_planner",
         "_reception",
@@ -82,8 +89,9 @@ class Gateway:
         credential: Callable[[Upstream], bytes | None],
         make_id: Callable[[], str],
         chance: Callable[[], float] = lambda: 0.5,
+        lateness: Lateness = lambda start, end: 0.0,
     ) -> None:
-        """Order targets by what is known of `targets`; `chance` gives numbers in [0, 1)."""
+        """Order targets by what is known of `targets`; `chance` gives numbers in [0, 1), `lateness` tells how late the loop was."""
         self.snapshot = snapshot
         self.is_draining = False
         """Whether new work is refused."""
@@ -91,6 +99,7 @@ class Gateway:
         self._admission = Admission(limiter)
         self._observer = observer
         self._credential = credential
+        self._lateness = lateness
         self._reception = Reception(make_id)
         self._planner = Planner(targets, chance)
 
@@ -147,6 +156,7 @@ class Gateway:
 
         prices = snapshot.config.prices
         ticket = await self._admission.admit(exchange, plan, prices)
+        exchange.admitted_at = monotonic()
         try:
             await self._forwarder.run(exchange, plan, client, encode, upload)
         finally:
@@ -180,12 +190,14 @@ class Gateway:
         client.answer(answer.status, lines, answer.body())
 
     def _finish(self, exchange: Exchange, client: Client) -> None:
+        client.account()
         exchange.bytes_out = client.bytes_out
         exchange.backpressure_seconds = client.backpressure_seconds
+        exchange.pauses = client.pauses
         if exchange.state is not State.ENDED:
             exchange.move(State.ENDED)
         self._planner.remember(exchange)
-        self._observer.ended(exchange, summarize(exchange, monotonic()))
+        self._observer.ended(exchange, summarize(exchange, monotonic(), self._lateness))
 
 
 def _own_headers(exchange: Exchange) -> list[tuple[bytes, bytes]]:

@@ -46,7 +46,7 @@ def build(
         routes=routes,
         keys=keys,
         key_store=key_store,
-        metrics=replace(place_metrics(draft.metrics.listen, listen), slo=_slo(draft.metrics.slo)),
+        metrics=replace(place_metrics(draft.metrics.listen, listen), slo=_slo(draft.metrics.slo), label_values=draft.metrics.label_values),
         prices=prices,
         state_dir=None if draft.state_dir is None else str(folder / draft.state_dir),
         default_model=draft.default_model,

@@ -201,6 +201,8 @@ class Key:
     is_enabled: bool = True
     expires_at: float | None = None
     """Unix time after which the key is unknown; None for never."""
+    is_previous: bool = False
+    """Whether it is the one before, good for a while longer after a rotation."""
     limits: Limits | None = None
     route_limits: Mapping[str, Limits] = field(default_factory=dict)
     """Limits of this key on one route, by the route's name."""
@@ -243,6 +245,8 @@ class Metrics:
     host: str | None = None
     port: int = 9464
     slo: Slo = field(default_factory=Slo)
+    label_values: int = 200
+    """How many configured names a label may have; further ones count as `_other`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
