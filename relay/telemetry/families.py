@@ -96,6 +96,11 @@ FALLBACKS: Final = Family(
     help="Requests that moved on to another upstream, by cause.",
     labels=("route", "from_upstream", "to_upstream", "reason"),
 )
+HEDGES: Final = Family(
+    name="relay_hedges_total",
+    help="Backup attempts started beside a slow one, by whether the backup's content came first.",
+    labels=("route", "won"),
+)
 KEY_REQUESTS: Final = Family(name="relay_key_requests_total", help="Client requests finished, by key.", labels=("key", "outcome"))
 KEY_TOKENS: Final = Family(name="relay_key_tokens_total", help="Tokens, by key and type.", labels=("key", "type"))
 KEY_RATE_LIMITED: Final = Family(
