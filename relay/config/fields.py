@@ -61,6 +61,7 @@ Price = Annotated[
     PlainValidator(values.parse_price),
     WithJsonSchema({"type": ["number", "string"], "minimum": 0, "pattern": or_variable(r"[0-9]+(?:\.[0-9]+)?")}),
 ]
+Workers = Annotated[int | None, PlainValidator(values.parse_workers), _number(r"auto|[0-9]+")]
 Weight = Annotated[int, PlainValidator(values.parse_weight), _number(r"[0-9]+")]
 Credential = Annotated[Secret, PlainValidator(values.parse_secret), _text()]
 Digest = Annotated[bytes, PlainValidator(values.parse_digest), _text(pattern="sha256:[0-9a-fA-F]{64}")]

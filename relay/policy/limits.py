@@ -21,8 +21,8 @@ from relay.policy.sliding import WINDOW_CELLS, Cells, SlidingWindow, quantum_of
 CONCURRENCY_WAIT_MS: Final = 1_000
 """What a caller is told to wait when too many requests run: nobody knows when one ends."""
 
-MAX_WORKERS: Final = 64
-"""Columns of an account: processes that may share it."""
+MAX_WORKERS: Final = 512
+"""Columns of an account: processes that may share it, twice as many as one relay may have workers."""
 _COLUMN_CELLS: Final = 3
 _SLOTS: Final = 0
 """Requests in flight. The first three cells are sums of the columns, in their order."""

@@ -31,7 +31,7 @@ _MAGIC: Final = 0x72656C61796C696D
 _VERSION: Final = 1
 _HEADER_BYTES: Final = 65_536
 """A multiple of every system's page size, as offsets of maps must be."""
-_STRIDE: Final = 24_576
+_STRIDE: Final = 32_768
 """Cells from one account to the next: its name, and as many as it needs; in bytes a multiple of every page size."""
 _NAME_CELLS: Final = 2
 _SEGMENT: Final = 64

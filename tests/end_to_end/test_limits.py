@@ -290,3 +290,40 @@ async def test_a_lost_slot_and_a_wrong_reservation_are_counted_as_violations(ups
         metrics = await relay.metrics()
         assert metrics.value("relay_invariant_violations_total", invariant=TOKENS_IDENTITY) == 1
         accounts.ledger.refunded -= 1
+
+
+async def test_four_workers_let_exactly_the_limit_in_and_a_killed_ones_slots_come_back(
+    relay_with: RelayWith, upstream: ScriptedUpstream
+) -> None:
+    gate = Gate()
+    upstream.answers(gate.script)
+    relay = await relay_with(config(upstream, limits={"rpm": 100, "concurrency": 10}, server={"workers": 4}), is_quiet=False)
+    asked = [asyncio.create_task(ask(relay)) for _ in range(40)]
+    await gate.until(10)
+    while sum(task.done() for task in asked) < 30:
+        await asyncio.wait([task for task in asked if not task.done()], return_when=asyncio.FIRST_COMPLETED, timeout=20)
+    assert {code_of(task.result()) for task in asked if task.done()} == {"concurrency_limited"}
+    gate.open()
+    assert Counter(answer.status for answer in await asyncio.gather(*asked)) == {200: 10, 429: 30}
+    assert gate.most == 10
+    upstream.answers(body([role(), content("a")], headers=EVENT_STREAM, end="hang"))
+    streams = [await RawClient.open(relay.port) for _ in range(10)]
+    for client in streams:
+        asking = json.dumps({**CHAT, "stream": True}).encode()
+        await client.request("POST", "/v1/chat/completions", [*ALICE, ("Content-Type", "application/json")], asking)
+        assert (await client.read_head()).status == 200
+    victims = [child for child in relay.process.children() if any(link.status == "ESTABLISHED" for link in child.net_connections())]
+    for victim in victims:
+        victim.kill()
+    upstream.answers(json_answer(ANSWER))
+    statuses: Counter[int] = Counter()
+    async with asyncio.timeout(30):
+        while statuses[200] < 80:
+            # Refused until the slots are back, then until the minute's hundred are used up.
+            try:
+                statuses[(await ask(relay)).status] += 1
+            except (OSError, EOFError):
+                await asyncio.sleep(0.05)
+    assert (await ask(relay)).status == 429
+    for client in streams:
+        await client.close()
