@@ -16,12 +16,14 @@ The life of a request, and the room each step happens in:
 7. The `gateway` closes the exchange with exactly one `Outcome`. The `Summary` of it is told to `telemetry` once.
 
 `exchange` holds the records that travel, `config` builds the one frozen tree of settings, `app` puts the rooms together,
-`cli` is the command line, `catalog` answers for the list of models, `demo` is the simulated upstream for people without an account.
+`workers` runs several such processes behind one address, `cli` is the command line, `catalog` answers for the list of models,
+`demo` is the simulated upstream for people without an account.
 
 Who may import whom (a test checks it), lowest first:
 
     errors <- config <- exchange <- wire, policy <- providers, dialects <- stream
-    stream <- answering, ports <- attempt, trial <- race, heartbeat <- forward, reception, planning <- gateway <- transport <- app <- cli
+    stream <- answering, ports <- attempt, trial <- race, heartbeat <- forward
+    forward, reception, planning <- gateway <- transport <- app <- workers <- cli
     exchange <- telemetry <- app
 
 From `errors` up to `stream` nothing does I/O, reads a clock or rolls a die, `config`'s loader excepted: time and chance come in

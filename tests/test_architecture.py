@@ -53,7 +53,8 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "app": _HALL | {"demo", "telemetry", "transport"},
     "banner": frozenset({"config"}),
     "explain": _CORE,
-    "cli": frozenset({"policy", "app", "banner", "config", "explain", "telemetry"}),
+    "workers": _HALL | {"telemetry", "transport", "app"},
+    "cli": frozenset({"policy", "app", "workers", "banner", "config", "explain", "telemetry"}),
     "__main__": frozenset({"cli"}),
 }
 
