@@ -7,6 +7,7 @@ The life of a request, and the room each step happens in:
 2. `planning` has `policy.routing` turn the model's name into an ordered plan of targets.
    `admission` measures it against the limits of its key and route, which a limiter of `stores` counts.
 3. `forward` takes the next target; a provider (`providers`) encodes the request for it. -> `UpstreamRequest`
+   Where the route asks for it, `race` starts a second beside a slow one, and `heartbeat` fills a silence with comments.
 4. An `attempt` has `transport.upstream` connect, send and read the answer's head; `answering` chooses how its body is relayed.
    -> `ResponseHead`
 5. `stream` passes the body on as it comes, a copy of it observed by `wire`; with the first meaningful event it commits:
@@ -22,7 +23,8 @@ The life of a request, and the room each step happens in:
 Who may import whom (a test checks it), lowest first:
 
     errors <- config <- exchange <- wire, policy <- providers, dialects <- stream
-    stream <- answering, ports <- attempt, trial <- forward, reception, planning, admission <- gateway <- transport <- app <- workers <- cli
+    stream <- answering, ports <- attempt, trial <- race, heartbeat <- forward
+    forward, reception, planning, admission <- gateway <- transport <- app <- workers <- cli
     exchange <- telemetry <- app
     policy <- stores <- app
 
