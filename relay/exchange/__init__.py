@@ -22,6 +22,7 @@ from relay.exchange.records import (
     Trace,
     UpstreamRequest,
     Usage,
+    UsageSource,
     header,
     header_values,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "Trace",
     "UpstreamRequest",
     "Usage",
+    "UsageSource",
     "header",
     "header_values",
     "split_gaps",
