@@ -46,12 +46,13 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "reception": _PURE_TOP | {"stream", "ports"},
     "planning": _PURE_TOP | {"catalog"},
     "gateway": _CORE | {"catalog", "planning", "reception"},
-    "telemetry": _BASE,
+    "usage": frozenset(),
+    "telemetry": _BASE | {"usage"},
     "transport": _HALL | {"demo"},
-    "app": _HALL | {"demo", "telemetry", "transport"},
+    "app": _HALL | {"demo", "telemetry", "transport", "usage"},
     "banner": frozenset({"config"}),
     "explain": _CORE,
-    "cli": frozenset({"policy", "app", "banner", "config", "explain", "telemetry"}),
+    "cli": frozenset({"usage", "policy", "app", "banner", "config", "explain", "telemetry"}),
     "__main__": frozenset({"cli"}),
 }
 

@@ -37,12 +37,14 @@ from relay.stream import HoldBudget
 from relay.telemetry.logs import LogWriter, RequestLog, make_logger, make_request_line
 from relay.telemetry.metrics import Metrics
 from relay.telemetry.observers import Observers
+from relay.telemetry.usage import UsageLog
 from relay.transport.credentials import Credentials
 from relay.transport.demo import DemoServer
 from relay.transport.downstream import Downstream, Page
 from relay.transport.fetch import fetch
 from relay.transport.listener import Incoming, RelayServer, Sent
 from relay.transport.upstream import UpstreamPools
+from relay.usage import UsageLedger
 
 FAST_EXIT_SECONDS: Final = 1.0
 
@@ -78,7 +80,7 @@ class App:
         self._log = make_logger(self._writer, is_terminal=is_terminal)
         self._request_log = RequestLog(self._log, make_request_line(self._writer, self._log, is_terminal=is_terminal))
         self._config = config
-        self._bound = (config.server, config.metrics)
+        self._bound = (config.server, config.metrics, config.usage)
         """What was in force when the listeners were made: a reload cannot change it."""
         self._credentials = Credentials()
         self._pools = UpstreamPools()
@@ -91,7 +93,9 @@ class App:
             connections=self._pools.counts,
             dropped=lambda: self._writer.dropped,
             standings=lambda: [(target.name, target.health.value) for target in self._targets.standings(monotonic())],
+            usage_dropped=lambda: 0 if self._usage is None else self._usage.dropped,
         )
+        self._usage: UsageLog | None = None
         self._demo: DemoServer | None = None
         self._demo_url = ""
         self._gateway: Gateway | None = None
@@ -105,15 +109,17 @@ class App:
         self._key_watch = KeyWatch(self._use_keys, self._log)
 
     async def start(self) -> str:
-        """Listen; return the address to use. Raises OSError when the address cannot be had."""
+        """Listen; return the address to use. Raises OSError when the address cannot be had, UsageBroken."""
         config = self._config
+        if config.usage is not None:
+            self._usage = UsageLog(UsageLedger(config.usage.store), config.usage.keep_days * 24, self._log)
         sock = listen(config.server.host, config.server.port)
         await self._start_demo(config)
         forwarder = Forwarder(self._pools, self._running, HoldBudget(), self._targets, random.random)
         self._gateway = Gateway(
             self._snapshot(config),
             forwarder,
-            Observers((self._metrics, self._request_log)),
+            Observers((self._metrics, self._request_log, *(() if self._usage is None else (self._usage,)))),
             targets=self._targets,
             chance=random.random,
             credential=self._credentials.current,
@@ -251,6 +257,8 @@ class App:
         if self._demo is not None:
             await self._demo.stop()
         await asyncio.sleep(0)
+        if self._usage is not None:
+            self._usage.close()
         self._writer.close()
 
 

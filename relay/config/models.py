@@ -260,6 +260,15 @@ class Slo(BaseModel):
     )
 
 
+class Usage(BaseModel):
+    """The usage ledger: what was used, by hour, key, route and upstream. `relay usage` reads it."""
+
+    model_config = _STRICT
+
+    store: Text = Field(description="File of the ledger; made when it is not there.", examples=["usage.db"])
+    keep_days: Count = setting(400, "How many days it goes back; older hours are forgotten.", 90, shown=400)
+
+
 class Metrics(BaseModel):
     """Where metrics are served, and what they are measured against."""
 
@@ -296,4 +305,5 @@ class Settings(BaseModel):
     )
     timeouts: Timeouts = setting(Timeouts(), "Timeouts of all upstreams.", {"connect": "5s", "first_token": "2m"})
     metrics: Metrics = setting(Metrics(), "Where metrics are served, and what they are measured against.", {"listen": "127.0.0.1:9464"})
+    usage: Usage | None = setting(None, "Where to keep what was used. Left out: nowhere.", {"store": "usage.db"})
     default_model: Model | None = setting(None, "The model of requests that name none.", "fast")

@@ -36,6 +36,7 @@ class Draft:
     """The routes that each key names, also of a key with another mistake."""
     key_store: str | None = None
     """File of stored keys, as written."""
+    usage: models.Usage | None = None
     default_model: str | None = None
     has_keys: bool = False
     """Whether keys were meant, be they right or wrong."""
@@ -65,6 +66,8 @@ def validate(data: object, report: Report) -> Draft:
         named = entry.get("routes") if isinstance(entry, dict) else None
         draft.key_routes[name] = named if isinstance(named, list) else []
     draft.has_keys = bool(data.get("keys"))
+    if "usage" in data:
+        draft.usage = _model(models.Usage, data["usage"], ("usage",), report)
     if "default_model" in data:
         draft.default_model = _default_model(data["default_model"], report)
     _check_required(data, report)

@@ -40,6 +40,8 @@ class Metrics:
         "_started",
         "_targets",
         "_upstreams",
+        "_usage_dropped",
+        "_usage_dropped_seen",
         "registry",
     )
 
@@ -51,6 +53,7 @@ class Metrics:
         connections: Callable[[], Connections],
         dropped: Callable[[], int],
         standings: Callable[[], Sequence[tuple[str, str]]] = list,
+        usage_dropped: Callable[[], int] = lambda: 0,
     ) -> None:
         """Count for `config`; `connections`, `dropped` (log lines) and `standings` (targets and their states) are asked at each scrape."""
         self.registry = registry = Registry(f.all_families(), cap=config.metrics.label_values)
@@ -62,6 +65,8 @@ class Metrics:
         self._targets: dict[str, list[tuple[str, str]]] = {}
         """Route and upstream of each place a target has, by the target's name."""
         self._dropped_seen = 0
+        self._usage_dropped = usage_dropped
+        self._usage_dropped_seen = 0
         self._started = 0
         self._ended = 0
         self._open: dict[int, Number] = {}
@@ -72,6 +77,7 @@ class Metrics:
         """Routes that the configuration has no more, and that still serve."""
         registry.number(f.BUILD, version, platform.python_version()).set(1)
         registry.number(f.LOG_DROPPED)
+        registry.number(f.USAGE_DROPPED)
         for invariant in INVARIANTS:
             registry.number(f.VIOLATIONS, invariant)
         self.know(config)
@@ -248,6 +254,9 @@ class Metrics:
         dropped = self._dropped()
         number(f.LOG_DROPPED).inc(dropped - self._dropped_seen)
         self._dropped_seen = dropped
+        dropped = self._usage_dropped()
+        number(f.USAGE_DROPPED).inc(dropped - self._usage_dropped_seen)
+        self._usage_dropped_seen = dropped
         self._count_overflow()
 
     def _count_overflow(self) -> None:
