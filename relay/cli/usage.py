@@ -79,5 +79,8 @@ def _print(by: Sequence[str], lines: Sequence[Line], *, as_json: bool, as_csv: b
         writer.writerow(names)
         writer.writerows(rows)
     else:
-        cells: list[tuple[str | int, ...]] = [(*(name or "-" for name in line.names), *line.sums[:-1], f"{line.sums[-1] / _MICRO:.2f}") for line in lines]
-        print(table(names, cells))
+        print(table(names, [_cells(line) for line in lines]))
+
+
+def _cells(line: Line) -> tuple[str | int, ...]:
+    return (*(name or "-" for name in line.names), *line.sums[:-1], f"{line.sums[-1] / _MICRO:.2f}")
