@@ -54,7 +54,8 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "app": _HALL | {"demo", "telemetry", "transport", "usage"},
     "banner": frozenset({"config"}),
     "explain": _CORE,
-    "cli": frozenset({"usage", "policy", "app", "banner", "config", "explain", "telemetry"}),
+    "workers": _HALL | {"telemetry", "transport", "app"},
+    "cli": frozenset({"usage", "policy", "app", "workers", "banner", "config", "explain", "telemetry"}),
     "__main__": frozenset({"cli"}),
 }
 

@@ -9,7 +9,6 @@ from relay.app.application import App
 from relay.app.listening import listen_message
 from relay.app.reloading import Read
 from relay.config.tree import Config
-from relay.usage import UsageBroken
 
 
 def run(config: Config, *, reload: Read | None, announce: Callable[[str], None]) -> int:
@@ -25,9 +24,6 @@ async def _main(config: Config, reload: Read | None, announce: Callable[[str], N
             url = await app.start()
         except OSError as error:
             sys.stderr.write(listen_message(config, error))
-            return 1
-        except UsageBroken as broken:
-            sys.stderr.write(f"relay: usage.store: {broken}\n")
             return 1
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):

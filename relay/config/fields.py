@@ -52,6 +52,7 @@ FirstContent = Annotated[float, PlainValidator(values.parse_first_content), _tex
 Availability = Annotated[float, PlainValidator(values.parse_availability), _text(pattern=r"[0-9]+(?:\.[0-9]+)?%")]
 Size = Annotated[int, PlainValidator(values.parse_size), _number(r"[0-9]+(?:B|kB|KB|MB|GB|KiB|MiB|GiB)?")]
 Count = Annotated[int, PlainValidator(values.parse_count), _number(r"[0-9]+[kM]?")]
+Workers = Annotated[int | None, PlainValidator(values.parse_workers), _number(r"auto|[0-9]+")]
 Weight = Annotated[int, PlainValidator(values.parse_weight), _number(r"[0-9]+")]
 Credential = Annotated[Secret, PlainValidator(values.parse_secret), _text()]
 Digest = Annotated[bytes, PlainValidator(values.parse_digest), _text(pattern="sha256:[0-9a-fA-F]{64}")]

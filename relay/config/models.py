@@ -38,6 +38,7 @@ from relay.config.fields import (
     Text,
     Vendor,
     Weight,
+    Workers,
     or_variable,
     setting,
 )
@@ -101,6 +102,7 @@ class Server(BaseModel):
     trusted_proxies: list[Network] = setting([], "Addresses or networks whose X-Forwarded-For is believed.", ["10.0.0.0/8"], shown=[])
     loop: Loop = setting("auto", "Event loop: uvloop where it is installed (auto), uvloop, or asyncio.", "auto", shown="auto")
     drain: Duration = setting(30.0, "How long open streams may go on after a stop was asked for.", "30s", shown="30s")
+    workers: Workers = setting(1, "How many processes serve; `auto`: one for each core.", "auto", 4, shown=1)
 
 
 class Upstream(BaseModel):

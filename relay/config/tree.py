@@ -203,6 +203,8 @@ class Server:
     loop: str = "auto"
     """auto (uvloop where it is installed), uvloop or asyncio."""
     drain: float = 30.0
+    workers: int | None = 1
+    """How many processes serve; None: one for each core."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

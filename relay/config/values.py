@@ -17,6 +17,8 @@ MAX_DURATION: Final = 24 * 3600.0
 MAX_SIZE: Final = 2**30
 """Bodies are held in memory; a gibibyte is more than any of them."""
 MAX_COUNT: Final = 10**9
+MAX_WORKERS: Final = 256
+"""More than the largest machines have cores for."""
 
 _DURATION: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h)")
 _SECONDS: Final[Mapping[str, float]] = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -134,6 +136,17 @@ def parse_count(value: object) -> int:
     if not 0 < count <= MAX_COUNT:
         raise ValueError(f"expected {expected}, more than zero")
     return count
+
+
+def parse_workers(value: object) -> int | None:
+    """Return how many processes may serve; None for as many as there are cores."""
+    expected = f"auto, or a number of processes from 1 to {MAX_WORKERS}"
+    text = parse_text(value, expected)
+    if text == "auto":
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 4 and 1 <= int(text) <= MAX_WORKERS):
+        raise ValueError(f"expected {expected}")
+    return int(text)
 
 
 def parse_weight(value: object) -> int:

@@ -161,6 +161,13 @@ USAGE_DROPPED: Final = Family(
 )
 LOG_DROPPED: Final = Family(name="relay_log_events_dropped_total", help="Log events dropped because the log writer was behind.")
 
+WORKERS: Final = Family(name="relay_workers", help="Worker processes, by state; none with a single process.", labels=("state",))
+WORKER_EXITS: Final = Family(
+    name="relay_worker_exits_total",
+    help="Worker processes that ended, by reason: exit (by themselves), error (with an error code) or killed (by a signal).",
+    labels=("reason",),
+)
+
 
 def all_families() -> tuple[Family, ...]:
     """Return every family, in the order of the page."""

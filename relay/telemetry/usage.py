@@ -25,9 +25,10 @@ _NOTHING: Final = Usage(input=0, output=0)
 class UsageLog:
     """Writes a ledger: a `gateway.Observer`."""
 
-    def __init__(self, ledger: UsageLedger, keep_hours: int, log: Any, *, unix_time: Callable[[], float] = time) -> None:
-        """Forget hours when `keep_hours` have passed."""
-        self._ledger = ledger
+    def __init__(self, open_ledger: Callable[[], UsageLedger], keep_hours: int, log: Any, *, unix_time: Callable[[], float] = time) -> None:
+        """Write the ledger that `open_ledger` opens, once that succeeds; forget hours when `keep_hours` have passed."""
+        self._open = open_ledger
+        self._ledger: UsageLedger | None = None
         self._keep_hours = keep_hours
         self._log = log
         self._unix_time = unix_time
@@ -83,13 +84,13 @@ class UsageLog:
         """Write what is left, for at most `seconds`."""
         self._is_closing.set()
         self._thread.join(seconds)
-        if not self._thread.is_alive():
-            self._ledger.close()
 
     def _run(self) -> None:
         while not self._is_closing.wait(BATCH_SECONDS):
             self._write()
         self._write()
+        if self._ledger is not None:
+            self._ledger.close()
 
     def _write(self) -> None:
         for _ in range(len(self._entries)):
@@ -99,6 +100,8 @@ class UsageLog:
         if not self._waiting and not is_new_hour:
             return
         try:
+            if self._ledger is None:
+                self._ledger = self._open()
             self._ledger.add(self._waiting, forget_before=max(hour - self._keep_hours, 0) if is_new_hour else 0)
         except UsageBroken as broken:
             self._tell(str(broken))

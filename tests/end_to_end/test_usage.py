@@ -1,6 +1,7 @@
 """The usage ledger of a running relay: written within a second, whole after SIGTERM, at most a batch short after SIGKILL."""
 
 import asyncio
+import hashlib
 import json
 import sqlite3
 import subprocess
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from relay.config.keystore import KeyStore, StoredKey
 from relay.usage import SUMS, report
 from tests.conftest import RelayWith
 from tests.fakes.relay import ROOT, RelayProcess, config_for
@@ -119,3 +121,19 @@ async def test_without_a_ledger_nothing_is_written(relay_with: RelayWith, upstre
     await ask(relay, "alice")
     await relay.stop()
     assert not list(tmp_path.glob("*.db*"))
+
+
+async def test_workers_write_one_ledger_and_follow_one_file_of_keys(
+    relay_with: RelayWith, upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    store = KeyStore(str(tmp_path / "keys.db"))
+    store.create()
+    relay = await relay_with(config(upstream, server={"workers": 2}, keys={"store": "keys.db"}))
+    await relay.wait_log("worker_ready", count=2, within=WITHIN)
+    digest = hashlib.sha256(b"sk-alice-made-up-for-tests").hexdigest()
+    store.add(StoredKey(name="alice", id="a", settings={"hash": f"sha256:{digest}"}, created_at=0))
+    await relay.wait_log("keys", count=2, within=WITHIN, result="ok")
+    await ask(relay, "alice", 40)
+    await relay.stop()
+    assert {line["worker"] for line in relay.logs("request")} == {0, 1}
+    assert sums(tmp_path / "usage.db")["alice"]["requests"] == 40

@@ -53,7 +53,10 @@ class Log:
 class Bed:
     def __init__(self) -> None:
         self.ledger, self.log, self.now = Ledger(), Log(), HOUR * 3600.0
-        self.usage = UsageLog(self.ledger, 24, self.log, unix_time=lambda: self.now)  # type: ignore[arg-type]  # a stand-in
+        self.usage = UsageLog(self.open, 24, self.log, unix_time=lambda: self.now)
+
+    def open(self) -> Any:
+        return self.ledger
 
     def written(self) -> dict[Slot, Amounts]:
         """Stop, and return all sums."""
@@ -126,6 +129,23 @@ def test_a_ledger_that_fails_keeps_sums_waiting_and_is_told_once(bed: Bed) -> No
     assert [(level, fields["result"]) for level, fields in bed.log.lines] == [("error", "waiting"), ("info", "ok")]
     assert "disk full" in bed.log.lines[0][1]["message"]
     assert bed.usage.dropped == 0
+
+
+def test_a_ledger_that_cannot_be_opened_yet_is_opened_when_it_can(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = threading.Semaphore(0)
+
+    def refuse() -> Any:
+        tries.release()
+        raise UsageBroken("no such folder")
+
+    other = Bed.__new__(Bed)
+    other.ledger, other.log = Ledger(), Log()
+    other.usage = UsageLog(refuse, 24, other.log, unix_time=lambda: HOUR * 3600.0)
+    other.usage.ended(*ended(Outcome.COMPLETE))
+    assert all(tries.acquire(timeout=20) for _ in range(3))
+    monkeypatch.setattr(other.usage, "_open", other.open)
+    assert [amounts.requests for amounts in other.written().values()] == [1]
+    assert [fields["result"] for _, fields in other.log.lines] == ["waiting", "ok"]
 
 
 def test_sums_that_wait_are_bounded_and_the_rest_is_counted(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
