@@ -51,7 +51,7 @@ _SUMS: Final[Mapping[str, str]] = {
     "cached": "sum(cached)",
     "reasoning": "sum(reasoning)",
     "estimated": "sum((input + output) * (source = 'estimated'))",
-    "cost_micro_usd": "sum(cost)",
+    "cost": "sum(cost)",
 }
 BY: Final = tuple(_BY)
 """What sums can be told by."""
@@ -86,7 +86,7 @@ class Amounts(NamedTuple):
     cached: int
     reasoning: int
     cost: int
-    """Millionths of a US dollar."""
+    """Billionths of a US dollar."""
 
     def plus(self, other: "Amounts") -> "Amounts":
         """Return the sum of both."""

@@ -16,6 +16,7 @@ from time import monotonic, time
 from typing import Any, Final
 
 from relay import __version__
+from relay.app.accounts import Accounts
 from relay.app.crew import Crew
 from relay.app.keywatch import KeyWatch, refreshed
 from relay.app.listening import listen, max_connections, serve, url_of
@@ -25,7 +26,7 @@ from relay.attempt import Attempting
 from relay.catalog import Catalog
 from relay.config.keys import with_stored
 from relay.config.listening import needs_keys
-from relay.config.tree import Config, Key, Kind, Target, Timeouts, Upstream
+from relay.config.tree import Config, Key, Kind, Target, Timeouts, Upstream, Usage
 from relay.errors import ConnectFailed
 from relay.exchange import Outcome
 from relay.forward import Forwarder
@@ -34,6 +35,7 @@ from relay.planning import Snapshot
 from relay.policy.routing import Router
 from relay.policy.targets import Targets
 from relay.providers.openai import OpenAIProvider
+from relay.stores import SLOTS_IDENTITY, TOKENS_IDENTITY
 from relay.stream import HoldBudget
 from relay.telemetry.lag import LagTimer, Lateness
 from relay.telemetry.logs import LogWriter, RequestLog, make_logger, make_request_line
@@ -85,7 +87,7 @@ class App:
         self._log = make_logger(self._writer, is_terminal=is_terminal, worker=worker)
         self._request_log = RequestLog(self._log, make_request_line(self._writer, self._log, is_terminal=is_terminal, worker=worker))
         self._config = config
-        self._bound = (config.server, config.metrics, config.usage)
+        self._bound = config
         """What was in force when the listeners were made: a reload cannot change it."""
         self._credentials = Credentials()
         self._pools = UpstreamPools(lambda upstream, seconds: self._metrics.connected(upstream, seconds))
@@ -99,8 +101,13 @@ class App:
             dropped=lambda: self._writer.dropped,
             standings=lambda: [(target.name, target.health.value) for target in self._targets.standings(monotonic())],
             usage_dropped=lambda: 0 if self._usage is None else self._usage.dropped,
+            shares=lambda: self._accounts.shares() if self._accounts is not None else (),
+            reserved=lambda: self._accounts.reserved() if self._accounts is not None else {},
+            identities=(SLOTS_IDENTITY, TOKENS_IDENTITY),
         )
-        self._usage: UsageLog | None = None
+        self._usage = None if config.usage is None else _usage_log(config.usage, self._log)
+        self._observers = Observers((self._metrics, self._request_log, *(() if self._usage is None else (self._usage,))))
+        self._accounts: Accounts | None = None
         self._lateness = Lateness()
         self._lag: LagTimer | None = None
         self._demo: DemoServer | None = None
@@ -118,17 +125,16 @@ class App:
     async def start(self) -> str:
         """Listen; return the address to use. Raises OSError when the address cannot be had."""
         config = self._config = await asyncio.to_thread(refreshed, self._config)
-        if config.usage is not None:
-            file = config.usage.store
-            self._usage = UsageLog(lambda: UsageLedger(file), config.usage.keep_days * 24, self._log)
+        self._accounts = Accounts(config.state_dir or (None if self._crew is None else self._crew.directory))
         sock = listen(config.server.host, config.server.port, is_shared=self._crew is not None)
         await self._start_demo(config)
         forwarder = Forwarder(self._pools, self._running, HoldBudget(), self._targets, random.random)
         self._gateway = Gateway(
             self._snapshot(config),
             forwarder,
-            Observers((self._metrics, self._request_log, *(() if self._usage is None else (self._usage,)))),
+            self._observers,
             targets=self._targets,
+            limiter=self._accounts.ledger,
             chance=random.random,
             credential=self._credentials.current,
             make_id=lambda: secrets.token_hex(16),
@@ -144,10 +150,11 @@ class App:
         self._tell_about(config)
         self._key_watch.follow(config.key_store)
         self._spawn(self._warm_up(config))
+        self._spawn(self._accounts.watch(lambda: self._metrics.in_flight, self._observers.violated))
         return url_of(sock)
 
     async def _serve(self, sock: socket.socket, pages: dict[str, Page], gateway: Gateway | None) -> None:
-        settings = self._bound[0]
+        settings = self._bound.server
         limit = max_connections(settings, 1 if self._crew is None else self._crew.total)
         self._servers.append(await serve(sock, Downstream(gateway, settings, pages), limit, self._on_failure))
 
@@ -211,7 +218,7 @@ class App:
         await self._start_demo(config)
         snapshot = self._snapshot(config)
         # What counts is where the relay listens now, not where the new file would have it listen.
-        exposed = needs_keys((self._bound[0].host, self._bound[0].port), has_keys=config.asks_for_key)
+        exposed = needs_keys((self._bound.server.host, self._bound.server.port), has_keys=config.asks_for_key)
         if exposed is not None:
             raise ValueError(exposed)
         return snapshot
@@ -226,6 +233,8 @@ class App:
         self._metrics.know(config)
         self._targets.know(config)
         self._gateway.snapshot = snapshot
+        if self._accounts is not None:
+            self._accounts.know(config)
         self._key_watch.follow(config.key_store)
         self._metrics.loaded(is_good=True, unix_time=time())
 
@@ -288,12 +297,18 @@ class App:
         for task in list(self._tasks):
             task.cancel()
         self._pools.close()
+        if self._accounts is not None:
+            self._accounts.close()
         if self._demo is not None:
             await self._demo.stop()
         await asyncio.sleep(0)
         if self._usage is not None:
             self._usage.close()
         self._writer.close()
+
+
+def _usage_log(settings: Usage, log: Any) -> UsageLog:
+    return UsageLog(lambda: UsageLedger(settings.store), settings.keep_days * 24, log)
 
 
 def _with_demo(config: Config, url: str) -> Config:

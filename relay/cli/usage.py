@@ -22,7 +22,8 @@ _ABOUT: Final = (
     "Tell what was used, in sums by hour. cached is part of input, reasoning part of output; estimated is what of both was not"
     " reported by an upstream."
 )
-_MICRO: Final = 1_000_000
+_BILLION: Final = 1_000_000_000
+"""A ledger has billionths of a dollar."""
 
 
 def add_parser(commands: Any) -> None:
@@ -80,8 +81,8 @@ def _refuse(message: str) -> int:
 
 
 def _print(by: Sequence[str], lines: Sequence[Line], *, as_json: bool, as_csv: bool) -> None:
-    names = (*by, *(name.replace("cost_micro_usd", "cost_usd") for name in SUMS))
-    rows = [(*line.names, *line.sums[:-1], line.sums[-1] / _MICRO) for line in lines]
+    names = (*by, *("cost_usd" if name == "cost" else name for name in SUMS))
+    rows = [(*line.names, *line.sums[:-1], line.sums[-1] / _BILLION) for line in lines]
     if as_json:
         print(json.dumps([dict(zip(names, row, strict=True)) for row in rows], indent=2))
     elif as_csv:
@@ -93,4 +94,4 @@ def _print(by: Sequence[str], lines: Sequence[Line], *, as_json: bool, as_csv: b
 
 
 def _cells(line: Line) -> tuple[str | int, ...]:
-    return (*(name or "-" for name in line.names), *line.sums[:-1], f"{line.sums[-1] / _MICRO:.2f}")
+    return (*(name or "-" for name in line.names), *line.sums[:-1], f"{line.sums[-1] / _BILLION:.2f}")

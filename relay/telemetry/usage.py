@@ -59,6 +59,9 @@ class UsageLog:
     def crashed(self, exchange: Exchange, error: BaseException) -> None:
         """Write nothing: the outcome says it."""
 
+    def violated(self, identity: str) -> None:
+        """Write nothing."""
+
     def ended(self, exchange: Exchange, summary: Summary) -> None:
         """Take what an exchange used."""
         if summary.is_quiet:
@@ -73,10 +76,10 @@ class UsageLog:
             summary.route or "",
             summary.upstream or "",
             _RESULTS[summary.outcome],
-            "" if usage is None else "reported",
+            "" if usage is None or summary.usage_source is None else summary.usage_source.value,
         )
         used = usage or _NOTHING
-        self._entries.append((slot, Amounts(1, used.input, used.output, used.cached, used.reasoning, 0)))
+        self._entries.append((slot, Amounts(1, used.input, used.output, used.cached, used.reasoning, summary.cost)))
 
     # The thread
 

@@ -26,7 +26,7 @@ def ledger() -> None:
     made = UsageLedger("usage.db")
     made.add(
         {
-            Slot(NOW, "alice", "fast", "mine", "good", "reported"): Amounts(1200, 3_000_000, 500, 100, 50, 1_234_567),
+            Slot(NOW, "alice", "fast", "mine", "good", "reported"): Amounts(1200, 3_000_000, 500, 100, 50, 1_234_567_000),
             Slot(NOW, "alice", "slow", "mine", "bad", ""): Amounts(3, 0, 0, 0, 0, 0),
             Slot(NOW - 48, "bob", "fast", "other", "good", "estimated"): Amounts(1, 7, 8, 0, 0, 0),
             Slot(NOW, "", "", "", "not_counted", ""): Amounts(9, 0, 0, 0, 0, 0),
