@@ -69,6 +69,15 @@ def _workers(folder: Path, upstream: Upstream) -> Recipe:
     return _relay(folder, upstream, workers=2)
 
 
+def relay_with(folder: Path, upstream: Upstream, routes: dict[str, object]) -> Recipe:
+    """Return the relay with routes of its own, everything else as in the comparison."""
+    recipe = _relay(folder, upstream)
+    path = folder / "relay.yaml"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "routes": {**config["routes"], **routes}}, indent=2))
+    return recipe
+
+
 def _conventional(folder: Path, upstream: Upstream) -> Recipe:
     port = free_port()
     urls = (f"http://127.0.0.1:{upstream.plain_port}", f"https://127.0.0.1:{upstream.secure_port}")
@@ -165,8 +174,11 @@ async def start(name: str, folder: Path, upstream: Upstream, cores: frozenset[in
         return Proxy(name=name, child=None, plain_port=upstream.plain_port, secure_port=upstream.secure_port)
     folder.mkdir(parents=True, exist_ok=True)
     recipe = _RECIPES[name](folder, upstream)
-    if recipe is None:
-        return "not installed"
+    return "not installed" if recipe is None else await start_recipe(name, recipe, folder, cores)
+
+
+async def start_recipe(name: str, recipe: Recipe, folder: Path, cores: frozenset[int] | None) -> Proxy | str:
+    """Start what the recipe says; returns why not, in words, when it does not listen."""
     child = await Child.start(recipe.argv, cores=cores, complaints=folder / "stderr.log")
     if not await _listens(recipe.plain_port, child):
         await child.stop()
