@@ -337,6 +337,8 @@ class Exchange:
     usage: Usage | None = None
     """What the exchange used, as it was settled."""
     usage_source: UsageSource | None = None
+    cost: int = 0
+    """What it cost, in billionths of a US dollar; 0 where no price is known."""
     refused_by: str | None = None
     """Which kind of limit refused it: rpm, route_tpm, key_route_budget and so on."""
     debit: Callable[[int], bool] | None = None
