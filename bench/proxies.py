@@ -65,6 +65,15 @@ def _relay(folder: Path, upstream: Upstream) -> Recipe:
     return Recipe(argv=(sys.executable, "-m", "relay", "serve", "--config", str(path)), plain_port=port, secure_port=port)
 
 
+def relay_with(folder: Path, upstream: Upstream, routes: dict[str, object]) -> Recipe:
+    """Return the relay with routes of its own, everything else as in the comparison."""
+    recipe = _relay(folder, upstream)
+    path = folder / "relay.yaml"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "routes": {**config["routes"], **routes}}, indent=2))
+    return recipe
+
+
 def _conventional(folder: Path, upstream: Upstream) -> Recipe:
     port = free_port()
     urls = (f"http://127.0.0.1:{upstream.plain_port}", f"https://127.0.0.1:{upstream.secure_port}")
@@ -143,8 +152,11 @@ async def start(name: str, folder: Path, upstream: Upstream, cores: frozenset[in
         return Proxy(name=name, child=None, plain_port=upstream.plain_port, secure_port=upstream.secure_port)
     folder.mkdir(parents=True, exist_ok=True)
     recipe = _RECIPES[name](folder, upstream)
-    if recipe is None:
-        return "not installed"
+    return "not installed" if recipe is None else await start_recipe(name, recipe, folder, cores)
+
+
+async def start_recipe(name: str, recipe: Recipe, folder: Path, cores: frozenset[int] | None) -> Proxy | str:
+    """Start what the recipe says; returns why not, in words, when it does not listen."""
     child = await Child.start(recipe.argv, cores=cores, complaints=folder / "stderr.log")
     if not await _listens(recipe.plain_port, child):
         await child.stop()

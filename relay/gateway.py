@@ -15,12 +15,13 @@ from relay.config.tree import Key, Upstream
 from relay.errors import LIMIT_CODES, ClientError, Draining, ErrorAnswer, InternalError, Overloaded, RelayError, error_answer
 from relay.exchange import Exchange, Lateness, Operation, Outcome, Span, State, Summary, UpstreamRequest, summarize
 from relay.forward import Forwarder
-from relay.planning import Planner, Snapshot
+from relay.planning import Planner, Siblings, Snapshot
 from relay.policy.routing import Choice
 from relay.policy.targets import Targets
 from relay.ports import Limiter, Sink, Upload
 from relay.reception import Arrival, Reception
 from relay.wire.openai import error_event
+from relay.wire.tracing import span_id
 
 
 class Client(Sink, Protocol):
@@ -69,6 +70,7 @@ class Gateway:
 
     __slots__ = (
         "_admission",
+        "_chance",
         "_credential",
         "_forwarder",
         "_lateness",
@@ -91,18 +93,23 @@ class Gateway:
         make_id: Callable[[], str],
         chance: Callable[[], float] = lambda: 0.5,
         lateness: Lateness = lambda start, end: 0.0,
+        siblings: Siblings | None = None,
     ) -> None:
-        """Order targets by what is known of `targets`; `chance` gives numbers in [0, 1), `lateness` tells how late the loop was."""
+        """Order targets by what is known of `targets`; `chance` gives numbers in [0, 1), `lateness` tells how late the loop was.
+
+        `siblings` are the other processes of this relay, if there are any.
+        """
         self.snapshot = snapshot
         self.is_draining = False
         """Whether new work is refused."""
         self._forwarder = forwarder
         self._admission = Admission(limiter)
         self._observer = observer
+        self._chance = chance
         self._credential = credential
         self._lateness = lateness
         self._reception = Reception(make_id)
-        self._planner = Planner(targets, chance)
+        self._planner = Planner(targets, chance, siblings)
 
     async def serve(self, arrival: Arrival, client: Client) -> None:
         """Answer one request. Raises CancelledError when the client leaves, nothing else."""
@@ -140,7 +147,7 @@ class Gateway:
         if request.operation is Operation.MODELS:
             await self._list_models(exchange, snapshot, client)
             return
-        plan = self._planner.plan(snapshot, request)
+        plan = await self._planner.plan(snapshot, request)
         exchange.route = plan.route
         self._observer.routed(exchange)
         client.write_seconds = plan.route.timeouts.write
@@ -153,6 +160,7 @@ class Gateway:
                 None if upstream.is_passthrough else self._credential(upstream),
                 upload_length=arrival.content_length,
                 is_upload=upload is not None,
+                span=span_id(self._chance()),
             )
 
         prices = snapshot.config.prices
