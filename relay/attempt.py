@@ -123,6 +123,7 @@ class Attempting:
 
     async def run(self, upstreams: Upstreams, request: UpstreamRequest, upload: Upload | None, *, is_fresh: bool) -> RelayError | None:
         """Make the attempt; return None when the answer is over, else why nothing reached the client."""
+        self.attempt.span = request.span
         try:
             try:
                 self._call = await upstreams.begin(request, self, self._timeouts.connect, is_fresh=is_fresh)

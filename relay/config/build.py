@@ -13,7 +13,7 @@ from relay.config.problems import did_you_mean, shown
 from relay.config.report import Report
 from relay.config.routes import RouteBuilder, merge_timeouts
 from relay.config.sections import Draft
-from relay.config.tree import Config, Route, Server, Slo, Timeouts, Upstream, Usage
+from relay.config.tree import Config, Route, Server, Slo, Timeouts, Tracing, Upstream, Usage
 
 
 def build(
@@ -48,6 +48,7 @@ def build(
         keys=keys,
         key_store=key_store,
         metrics=replace(place_metrics(draft.metrics.listen, listen), slo=_slo(draft.metrics.slo), label_values=draft.metrics.label_values),
+        tracing=Tracing(otlp=draft.tracing.otlp or environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None),
         usage=usage,
         prices=prices,
         state_dir=None if draft.state_dir is None else str(folder / draft.state_dir),

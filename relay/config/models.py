@@ -324,12 +324,7 @@ class Slo(BaseModel):
     model_config = _STRICT
 
     ttft: FirstContent = setting(2.0, "How soon 95 % of streams should show their first content.", "2s", shown="2s")
-    availability: Availability = setting(
-        0.995,
-        "Share of requests that should be answered whole, over 30 days. What a caller did wrong counts for neither side.",
-        "99.5%",
-        shown="99.5%",
-    )
+    availability: Availability = setting(0.995, "Share of requests that should end well, over 30 days.", "99.5%", shown="99.5%")
 
 
 class Usage(BaseModel):
@@ -352,6 +347,16 @@ class Metrics(BaseModel):
     slo: Slo = setting(Slo(), "What is promised to those who call.", {"ttft": "2s", "availability": "99.5%"})
     label_values: Count = setting(
         200, "How many routes, upstreams or keys are told apart in metrics; further ones count as `_other`.", 500, shown=200
+    )
+
+
+class Tracing(BaseModel):
+    """Where spans are sent. Needs relay's extra `otel`."""
+
+    model_config = _STRICT
+
+    otlp: BaseUrl | None = setting(
+        None, "Address of an OTLP/HTTP collector. Left out: what OTEL_EXPORTER_OTLP_ENDPOINT says, else nowhere.", "http://127.0.0.1:4318"
     )
 
 
@@ -389,4 +394,5 @@ class Settings(BaseModel):
     )
     metrics: Metrics = setting(Metrics(), "Where metrics are served, and what they are measured against.", {"listen": "127.0.0.1:9464"})
     usage: Usage | None = setting(None, "Where to keep what was used. Left out: nowhere.", {"store": "usage.db"})
+    tracing: Tracing = setting(Tracing(), "Where spans are sent.", {"otlp": "http://127.0.0.1:4318"})
     default_model: Model | None = setting(None, "The model of requests that name none.", "fast")

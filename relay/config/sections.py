@@ -29,6 +29,7 @@ class Draft:
     server: models.Server = field(default_factory=models.Server)
     timeouts: models.Timeouts = field(default_factory=models.Timeouts)
     metrics: models.Metrics = field(default_factory=models.Metrics)
+    tracing: models.Tracing = field(default_factory=models.Tracing)
     upstreams: dict[str, models.Upstream | None] = field(default_factory=dict)
     routes: dict[str, models.Route | None] = field(default_factory=dict)
     keys: dict[str, models.Key | None] = field(default_factory=dict)
@@ -53,6 +54,7 @@ def validate(data: object, report: Report) -> Draft:
     draft.server = _model(models.Server, data.get("server", {}), ("server",), report) or draft.server
     draft.timeouts = _model(models.Timeouts, data.get("timeouts", {}), ("timeouts",), report) or draft.timeouts
     draft.metrics = _model(models.Metrics, data.get("metrics", {}), ("metrics",), report) or draft.metrics
+    draft.tracing = _model(models.Tracing, data.get("tracing", {}), ("tracing",), report) or draft.tracing
     for name, entry in _entries(data, "upstreams", report):
         _check_name(name_flaw(name), ("upstreams", name), report)
         draft.upstreams[name] = _model(models.Upstream, entry, ("upstreams", name), report)
