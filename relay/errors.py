@@ -78,23 +78,34 @@ class Phase(Enum):
 class UpstreamTimeout(UpstreamError):
     """The upstream was silent for longer than the phase allows."""
 
-    def __init__(self, phase: Phase) -> None:
+    def __init__(self, phase: Phase, *, had_its_time: bool = False) -> None:
+        """`had_its_time` tells, for the total, whether the upstream had most of it to itself."""
         super().__init__(phase.value)
         self.phase = phase
+        self.had_its_time = had_its_time
 
 
 class UpstreamRefused(UpstreamError):
-    """The upstream answered with a status other than 2xx. `raw` is the answer as it came, ready to be passed on."""
+    """The upstream answered with a status other than 2xx."""
 
     def __init__(
-        self, status: int, *, vendor: str = "", type: str | None = None, code: str | None = None, retry_after: float | None = None
+        self,
+        status: int,
+        *,
+        type: str | None = None,
+        code: str | None = None,
+        message: str | None = None,
+        retry_after: float | None = None,
     ) -> None:
-        """`vendor` tells whose words `type` and `code` are; `retry_after` is the wait in seconds that the upstream asks for."""
+        """`type`, `code` and `message` are the upstream's words, `retry_after` the wait in seconds that it asks for.
+
+        A message may quote the request: it is there to be judged, never to be shown.
+        """
         super().__init__(f"upstream answered {status}")
         self.status = status
-        self.vendor = vendor
         self.type = type
         self.code = code
+        self.message = message
         self.retry_after = retry_after
 
 
