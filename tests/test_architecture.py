@@ -50,7 +50,7 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "app": _HALL | {"demo", "telemetry", "transport"},
     "banner": frozenset({"config"}),
     "explain": _CORE,
-    "cli": frozenset({"app", "banner", "config", "explain"}),
+    "cli": frozenset({"app", "banner", "config", "explain", "telemetry"}),
     "__main__": frozenset({"cli"}),
 }
 
@@ -67,7 +67,7 @@ HOME_OF: Final[dict[str, frozenset[str]]] = {
     "prometheus_client": frozenset({"telemetry"}),
     "pydantic": frozenset({"config"}),
     "uvloop": frozenset({"app"}),
-    "yaml": frozenset({"config"}),
+    "yaml": frozenset({"config", "telemetry"}),
 }
 """Libraries with one home: replacing one is work in that room alone."""
 READS_ENVIRONMENT: Final = frozenset({"config", "cli"})

@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Final
 
@@ -13,7 +14,7 @@ from relay.config.problems import did_you_mean, shown
 from relay.config.report import Report
 from relay.config.routes import RouteBuilder, merge_timeouts
 from relay.config.sections import Draft
-from relay.config.tree import Config, Key, Route, Server, Timeouts, Upstream
+from relay.config.tree import Config, Key, Route, Server, Slo, Timeouts, Upstream
 
 _WEAK: Final = 16
 """Fewer characters than this can be guessed."""
@@ -43,7 +44,7 @@ def build(draft: Draft, report: Report, *, override: Override, environ: Mapping[
         upstreams=upstreams,
         routes=routes,
         keys=keys,
-        metrics=place_metrics(draft.metrics.listen, listen),
+        metrics=replace(place_metrics(draft.metrics.listen, listen), slo=_slo(draft.metrics.slo)),
         default_model=draft.default_model,
         warnings=tuple(report.warnings),
         source=report.file,
@@ -62,6 +63,10 @@ def _server(given: models.Server, host: str, port: int) -> Server:
         loop=given.loop,
         drain=given.drain,
     )
+
+
+def _slo(given: models.Slo) -> Slo:
+    return Slo(ttft=given.ttft, availability=given.availability)
 
 
 def _routes(draft: Draft, upstreams: Mapping[str, Upstream], report: Report) -> dict[str, Route]:

@@ -12,12 +12,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from relay.config.fields import (
     TARGET,
     Affinity,
+    Availability,
     BaseUrl,
     Count,
     Credential,
     Digest,
     Duration,
     Expiry,
+    FirstContent,
     HeaderName,
     Kind,
     Listen,
@@ -217,14 +219,29 @@ class Key(BaseModel):
     expires: Expiry | None = setting(None, "Last day (UTC), or moment, of its use.", "2027-12-31", "2027-12-31T18:00:00Z")
 
 
+class Slo(BaseModel):
+    """What is promised to those who call; `relay rules` makes alerts of it."""
+
+    model_config = _STRICT
+
+    ttft: FirstContent = setting(2.0, "How soon 95 % of streams should show their first content.", "2s", shown="2s")
+    availability: Availability = setting(
+        0.995,
+        "Share of requests that should be answered whole, over 30 days. What a caller did wrong counts for neither side.",
+        "99.5%",
+        shown="99.5%",
+    )
+
+
 class Metrics(BaseModel):
-    """Where metrics are served."""
+    """Where metrics are served, and what they are measured against."""
 
     model_config = _STRICT
 
     listen: Listen | None = setting(
         None, "Address of /metrics. Left out: the main listener when that is loopback, else 127.0.0.1:9464.", "127.0.0.1:9464"
     )
+    slo: Slo = setting(Slo(), "What is promised to those who call.", {"ttft": "2s", "availability": "99.5%"})
 
 
 class Settings(BaseModel):
@@ -245,5 +262,5 @@ class Settings(BaseModel):
         {}, "Who may call, by name. Left out: everybody who reaches loopback.", {"alice": {"key": "${ALICE_KEY}"}}
     )
     timeouts: Timeouts = setting(Timeouts(), "Timeouts of all upstreams.", {"connect": "5s", "first_token": "2m"})
-    metrics: Metrics = setting(Metrics(), "Where metrics are served.", {"listen": "127.0.0.1:9464"})
+    metrics: Metrics = setting(Metrics(), "Where metrics are served, and what they are measured against.", {"listen": "127.0.0.1:9464"})
     default_model: Model | None = setting(None, "The model of requests that name none.", "fast")

@@ -98,6 +98,11 @@ class Target:
     timeouts: Timeouts | None = None
     """What holds for attempts at it, route and upstream taken in; None where only the route's are known."""
 
+    @property
+    def name(self) -> str:
+        """Return upstream and model there, as in the configuration: the same on every route."""
+        return f"{self.upstream.name}/{self.model or '*'}"
+
 
 class Strategy(Enum):
     """How a route chooses among its targets; its fallbacks are always tried in order."""
@@ -196,11 +201,22 @@ class Server:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Slo:
+    """What the relay is to be measured against: the thresholds of its rules and a bound of its histograms."""
+
+    ttft: float = 2.0
+    """Seconds within which 95 % of streams should have shown their first content."""
+    availability: float = 0.995
+    """Share of the requests that count (good or bad, see Outcome) that should be good."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
     """Where /metrics is served: on the main listener when `host` is None."""
 
     host: str | None = None
     port: int = 9464
+    slo: Slo = field(default_factory=Slo)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,7 @@ MAX_COUNT: Final = 10**9
 
 _DURATION: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h)")
 _SECONDS: Final[Mapping[str, float]] = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_PERCENTAGE: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,6})?)%")
 _SIZE: Final = re.compile(r"([0-9]{1,12})(B|kB|KB|MB|GB|KiB|MiB|GiB)?")
 _BYTES: Final[Mapping[str, int]] = {
     "B": 1,
@@ -61,6 +62,23 @@ def parse_duration(value: object) -> float:
     if seconds > MAX_DURATION:
         raise ValueError("expected a duration of at most 24h: every wait has a bound")
     return seconds
+
+
+def parse_first_content(value: object) -> float:
+    """Return the seconds of a promise: from 10 ms to 2 minutes, the range that the histograms cover."""
+    seconds = parse_duration(value)
+    if not 0.01 <= seconds <= 120:
+        raise ValueError("expected a duration from 10ms to 2m")
+    return seconds
+
+
+def parse_availability(value: object) -> float:
+    """Return the share that a percentage names, from 95% to 99.999%: an alert at 14.4 times a larger budget could never fire."""
+    expected = "a percentage from 95% to 99.999%, such as 99.5%"
+    found = _PERCENTAGE.fullmatch(parse_text(value, expected))
+    if found is None or not 95 <= float(found[1]) <= 99.999:
+        raise ValueError(f"expected {expected}")
+    return round(float(found[1]) / 100, 8)
 
 
 def parse_size(value: object) -> int:

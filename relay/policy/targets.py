@@ -154,7 +154,7 @@ def _credential_rest(credential: Credential, target: str, now: float, *, is_only
 
 def name_of(target: Target) -> str:
     """Return a target's name: upstream and model there, as in the configuration."""
-    return f"{target.upstream.name}/{target.model or '*'}"
+    return target.name
 
 
 def _affinity_key(rule: Affinity, request: ClientRequest) -> bytes | None:

@@ -1,9 +1,8 @@
 """The names, labels, buckets and help texts of the relay's metrics: what a dashboard may rely on."""
 
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from relay.telemetry.registry import Family, Merge
 
 TTFT: Final = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 30, 60, 120)
 """Waits for a first token, seconds."""
@@ -13,24 +12,6 @@ DURATIONS: Final = (0.1, 0.25, 0.5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60, 90,
 """Whole requests, seconds."""
 OVERHEADS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
 """The relay's own time, seconds."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Family:
-    """One metric: a histogram when it has buckets, a counter when its name ends in `_total`, else a gauge."""
-
-    name: str
-    help: str
-    labels: tuple[str, ...] = ()
-    buckets: tuple[float, ...] = ()
-
-    def make(self, registry: CollectorRegistry) -> Any:
-        """Make the metric in `registry`."""
-        if self.buckets:
-            return Histogram(self.name, self.help, self.labels, buckets=self.buckets, registry=registry)
-        kind = Counter if self.name.endswith("_total") else Gauge
-        return kind(self.name, self.help, self.labels, registry=registry)
-
 
 REQUESTS: Final = Family(
     name="relay_requests_total",
@@ -111,16 +92,31 @@ CONNECTIONS: Final = Family(name="relay_upstream_connections", help="Open upstre
 TARGET_HEALTH: Final = Family(
     name="relay_target_health",
     help="1 for the health state the target is in (healthy, cooling, probing), else 0.",
-    labels=("target", "state"),
+    labels=("route", "upstream", "target", "state"),
+    merge=Merge.MAX,
 )
 VIOLATIONS: Final = Family(
     name="relay_invariant_violations_total",
     help="Times an accounting identity of the relay did not hold. Anything but 0 is a bug.",
     labels=("invariant",),
 )
-RELOAD_SUCCESSFUL: Final = Family(name="relay_config_last_reload_successful", help="Whether the last configuration load succeeded.")
-RELOAD_TIME: Final = Family(
-    name="relay_config_last_reload_success_timestamp_seconds", help="Unix time of the last successful configuration load."
+RELOAD_SUCCESSFUL: Final = Family(
+    name="relay_config_last_reload_successful", help="Whether the last configuration load succeeded.", merge=Merge.MAX
 )
-BUILD: Final = Family(name="relay_build_info", help="Always 1; the labels name the build.", labels=("version", "python"))
+RELOAD_TIME: Final = Family(
+    name="relay_config_last_reload_success_timestamp_seconds",
+    help="Unix time of the last successful configuration load.",
+    merge=Merge.MAX,
+)
+BUILD: Final = Family(name="relay_build_info", help="Always 1; the labels name the build.", labels=("version", "python"), merge=Merge.MAX)
+LABEL_OVERFLOW: Final = Family(
+    name="relay_label_overflow_total",
+    help="Observations whose label value was folded into _other by the cardinality cap.",
+    labels=("label",),
+)
 LOG_DROPPED: Final = Family(name="relay_log_events_dropped_total", help="Log events dropped because the log writer was behind.")
+
+
+def all_families() -> tuple[Family, ...]:
+    """Return every family, in the order of the page."""
+    return tuple(value for value in globals().values() if isinstance(value, Family))

@@ -1,29 +1,25 @@
 """What the relay counts and measures, for Prometheus.
 
 A `Summary` is observed once, when its exchange is over; nothing here is touched per event. Label values are closed
-sets or names from the configuration, so no request can mint a series. Children are kept by their label values,
-since looking one up in the library costs more than counting with it.
+sets or names from the configuration, the latter capped, so no request can mint a series and no configuration too many.
 """
 
 import platform
-from collections.abc import Callable, Sequence
-from typing import Any, Final
-
-from prometheus_client import CollectorRegistry, disable_created_metrics
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.gc_collector import GCCollector
-from prometheus_client.platform_collector import PlatformCollector
-from prometheus_client.process_collector import ProcessCollector
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
 
 from relay.config.tree import Config
 from relay.exchange import BAD, GOOD, Attempt, AttemptResult, Exchange, Outcome, Summary
 from relay.telemetry import families as f
-from relay.telemetry.families import Family
+from relay.telemetry.exposition import OPENMETRICS, TEXT, ProcessPage, expose, wants_openmetrics
+from relay.telemetry.registry import OTHER, Number, Registry
 
 NO_ROUTE: Final = "_none"
 """The route label of exchanges that ended before one was found."""
 HEALTH_STATES: Final = ("healthy", "cooling", "probing")
 INVARIANTS: Final = ("ended_is_at_most_started", "open_is_in_flight")
+LABEL_VALUES: Final = 200
+"""How many routes, upstreams and keys have series of their own; the rest share one, so that a scrape stays bounded."""
 
 Connections = dict[str, tuple[int, int]]
 """Idle and open connections, by upstream."""
@@ -33,15 +29,19 @@ class Metrics:
     """The registry and everything in it: a `gateway.Observer`."""
 
     __slots__ = (
-        "_children",
         "_connections",
         "_dropped",
         "_dropped_seen",
         "_ended",
-        "_families",
+        "_leaving",
         "_open",
+        "_process",
+        "_routes",
         "_standings",
+        "_standings_seen",
         "_started",
+        "_targets",
+        "_upstreams",
         "registry",
     )
 
@@ -55,54 +55,66 @@ class Metrics:
         standings: Callable[[], Sequence[tuple[str, str]]] = list,
     ) -> None:
         """Count for `config`; `connections`, `dropped` (log lines) and `standings` (targets and their states) are asked at each scrape."""
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no annotation here
-        self.registry = registry = CollectorRegistry(auto_describe=False)
-        ProcessCollector(registry=registry)
-        PlatformCollector(registry=registry)
-        GCCollector(registry=registry)
-        self._families: dict[Family, Any] = {}
-        self._children: dict[tuple[Any, ...], Any] = {}
+        self.registry = registry = Registry(f.all_families(), cap=LABEL_VALUES)
+        self._process = ProcessPage()
         self._connections = connections
         self._dropped = dropped
         self._standings = standings
+        self._standings_seen: dict[str, str] = {}
+        self._targets: dict[str, list[tuple[str, str]]] = {}
+        """Route and upstream of each place a target has, by the target's name."""
         self._dropped_seen = 0
         self._started = 0
         self._ended = 0
-        self._open: set[int] = set()
-        self._of(f.BUILD, version, platform.python_version()).set(1)
-        self._of(f.LOG_DROPPED)
+        self._open: dict[int, Number] = {}
+        """Exchanges being served, and the gauge that each is counted in."""
+        self._routes: frozenset[str] = frozenset()
+        self._upstreams: frozenset[str] = frozenset()
+        self._leaving: set[str] = set()
+        """Routes that the configuration has no more, and that still serve."""
+        registry.number(f.BUILD, version, platform.python_version()).set(1)
+        registry.number(f.LOG_DROPPED)
         for invariant in INVARIANTS:
-            self._of(f.VIOLATIONS, invariant)
+            registry.number(f.VIOLATIONS, invariant)
         self.know(config)
 
     def know(self, config: Config) -> None:
-        """Make the children of every configured route, so that rates see the first error."""
-        for route in (*config.routes, NO_ROUTE):
+        """Make the series of every configured route, so that rates see the first error, and drop those of routes that are gone."""
+        number, fold = self.registry.number, self.registry.fold
+        self._routes, self._upstreams = frozenset(config.routes), frozenset(config.upstreams)
+        self._drop_gone()
+        self._count_overflow()
+        self.registry.clear(f.TARGET_HEALTH)
+        self._targets.clear()
+        self._standings_seen.clear()
+        for name in (*config.routes, NO_ROUTE):
+            route = fold("route", name) if name != NO_ROUTE else name
             for stream in ("true", "false"):
-                self._of(f.IN_FLIGHT, route, stream)
+                number(f.IN_FLIGHT, route, stream)
                 for outcome in Outcome:
-                    self._of(f.REQUESTS, "chat", route, stream, _USUAL_CODE[outcome], outcome)
-        for name, route_ in config.routes.items():
-            for target in route_.all_targets:
+                    number(f.REQUESTS, "chat", route, stream, _USUAL_CODE[outcome], outcome.value)
+        for name, configured in config.routes.items():
+            route = fold("route", name)
+            for target in configured.all_targets:
+                upstream = fold("upstream", target.upstream.name)
+                self._targets.setdefault(target.name, []).append((route, upstream))
                 for result in AttemptResult:
-                    self._of(f.ATTEMPTS, name, target.upstream.name, result)
+                    number(f.ATTEMPTS, route, upstream, result.value)
+        self.registry.overflow.clear()  # those were no observations
+
+    def _drop_gone(self) -> None:
+        """Drop the series of routes and upstreams that are not configured any more, once nothing is in flight for them."""
+        known = {*self._routes, NO_ROUTE, OTHER}
+        self._leaving = {labels[0] for labels, gauge in self.registry.numbers(f.IN_FLIGHT) if gauge.value and labels[0] not in known}
+        self.registry.keep(("route",), known | self._leaving)
+        if not self._leaving:
+            self.registry.keep(("upstream", "from_upstream", "to_upstream"), {*self._upstreams, OTHER})
 
     def loaded(self, *, is_good: bool, unix_time: float) -> None:
         """Take note of a configuration load."""
-        self._of(f.RELOAD_SUCCESSFUL).set(1 if is_good else 0)
+        self.registry.number(f.RELOAD_SUCCESSFUL).set(1 if is_good else 0)
         if is_good:
-            self._of(f.RELOAD_TIME).set(unix_time)
-
-    def _of(self, family: Family, *labels: str) -> Any:
-        """Return the child of `family` with these label values."""
-        key = (family.name, *labels)
-        child = self._children.get(key)
-        if child is None:
-            metric = self._families.get(family)
-            if metric is None:
-                metric = self._families[family] = family.make(self.registry)
-            child = self._children[key] = metric.labels(*labels) if labels else metric
-        return child
+            self.registry.number(f.RELOAD_TIME).set(unix_time)
 
     # gateway.Observer
 
@@ -113,73 +125,87 @@ class Metrics:
     def routed(self, exchange: Exchange) -> None:
         """Count an exchange that is being served."""
         assert exchange.route is not None
-        self._open.add(id(exchange))
-        self._of(f.IN_FLIGHT, exchange.route.name, _flag(exchange.request.is_stream)).inc()
+        name = exchange.route.name
+        if name not in self._routes:
+            # Its request came in under a configuration that a reload has replaced.
+            self._leaving.add(name)
+        gauge = self._open[id(exchange)] = self.registry.number(
+            f.IN_FLIGHT, self.registry.fold("route", name), _flag(exchange.request.is_stream)
+        )
+        gauge.inc()
 
     def crashed(self, exchange: Exchange, error: BaseException) -> None:
         """Do nothing: the outcome says it."""
 
     def ended(self, exchange: Exchange, summary: Summary) -> None:
         """Observe everything there is to know about an exchange."""
-        route = summary.route or NO_ROUTE
-        stream = _flag(summary.is_stream)
         self._ended += 1
-        if id(exchange) in self._open:
-            self._open.remove(id(exchange))
-            self._of(f.IN_FLIGHT, route, stream).dec()
+        gauge = self._open.pop(id(exchange), None)
+        if gauge is not None:
+            gauge.dec()
         self._check()
-        if summary.is_quiet:
-            return
-        operation = summary.request.operation
-        self._of(f.REQUESTS, operation, route, stream, str(summary.status), summary.outcome).inc()
-        self._of(f.REQUEST_DURATION, operation, route, stream, _result(summary.outcome)).observe(summary.duration_seconds)
+        if not summary.is_quiet:
+            self._observe(summary)
+        if self._leaving and gauge is not None and not gauge.value:
+            self._drop_gone()
+
+    def _observe(self, summary: Summary) -> None:
+        registry = self.registry
+        route = NO_ROUTE if summary.route is None else registry.fold("route", summary.route)
+        stream = _flag(summary.is_stream)
+        operation, outcome = summary.request.operation.value, summary.outcome.value
+        registry.number(f.REQUESTS, operation, route, stream, str(summary.status), outcome).inc()
+        registry.histogram(f.REQUEST_DURATION, operation, route, stream, _RESULTS[outcome]).observe(summary.duration_seconds)
         if summary.request.key is not None:
-            self._of(f.KEY_REQUESTS, summary.request.key.name, summary.outcome).inc()
+            registry.number(f.KEY_REQUESTS, registry.fold("key", summary.request.key.name), outcome).inc()
         if summary.attempts:
+            upstream = registry.fold("upstream", summary.upstream or "")
             self._observe_attempts(summary, route)
-            self._observe_times(summary, route, summary.upstream or "")
-            self._observe_tokens(summary, route, summary.upstream or "")
+            self._observe_times(summary, route, upstream)
+            self._observe_tokens(summary, route, upstream)
 
     def _check(self) -> None:
         """Hold the identities against each other: started = ended + in flight, and nothing is served twice."""
         if self._ended > self._started:
-            self._of(f.VIOLATIONS, "ended_is_at_most_started").inc()
+            self.registry.number(f.VIOLATIONS, "ended_is_at_most_started").inc()
         if len(self._open) > self._started - self._ended:
-            self._of(f.VIOLATIONS, "open_is_in_flight").inc()
+            self.registry.number(f.VIOLATIONS, "open_is_in_flight").inc()
 
     def _observe_attempts(self, summary: Summary, route: str) -> None:
+        number, fold = self.registry.number, self.registry.fold
         previous: Attempt | None = None
         for attempt in summary.attempts:
-            upstream = attempt.target.upstream.name
-            result = attempt.result or AttemptResult.CANCELLED
-            self._of(f.ATTEMPTS, route, upstream, result).inc()
+            upstream = fold("upstream", attempt.target.upstream.name)
+            number(f.ATTEMPTS, route, upstream, (attempt.result or AttemptResult.CANCELLED).value).inc()
             if attempt.is_resend:
-                self._of(f.RESENDS, upstream).inc()
+                number(f.RESENDS, upstream).inc()
             elif previous is not None and previous.result is not None:
-                self._of(f.FALLBACKS, route, previous.target.upstream.name, upstream, previous.result).inc()
+                number(f.FALLBACKS, route, fold("upstream", previous.target.upstream.name), upstream, previous.result.value).inc()
             unread = attempt.meter.malformed_events + attempt.meter.oversized_events
             if unread:
-                self._of(f.MALFORMED_EVENTS, upstream).inc(unread)
+                number(f.MALFORMED_EVENTS, upstream).inc(unread)
             previous = attempt
 
     def _observe_times(self, summary: Summary, route: str, upstream: str) -> None:
+        number, histogram = self.registry.number, self.registry.histogram
         if summary.overhead_seconds is not None:
-            self._of(f.OVERHEAD, "request").observe(summary.overhead_seconds)
+            histogram(f.OVERHEAD, "request").observe(summary.overhead_seconds)
         if summary.backpressure_seconds:
-            self._of(f.BACKPRESSURE, route).inc(summary.backpressure_seconds)
+            number(f.BACKPRESSURE, route).inc(summary.backpressure_seconds)
         if summary.ttft_seconds is not None:
-            self._of(f.TIME_TO_FIRST_TOKEN, route, upstream).observe(summary.ttft_seconds)
-            self._of(f.FIDELITY, route, "exact" if summary.rewritten is None else "rewritten", summary.rewritten or "").inc()
+            histogram(f.TIME_TO_FIRST_TOKEN, route, upstream).observe(summary.ttft_seconds)
+            number(f.FIDELITY, route, "exact" if summary.rewritten is None else "rewritten", summary.rewritten or "").inc()
         if summary.upstream_ttft_seconds is not None:
-            self._of(f.UPSTREAM_TIME_TO_FIRST_TOKEN, upstream).observe(summary.upstream_ttft_seconds)
+            histogram(f.UPSTREAM_TIME_TO_FIRST_TOKEN, upstream).observe(summary.upstream_ttft_seconds)
         if summary.inter_token_seconds is not None:
-            self._of(f.INTER_TOKEN_LATENCY, route, upstream).observe(summary.inter_token_seconds)
+            histogram(f.INTER_TOKEN_LATENCY, route, upstream).observe(summary.inter_token_seconds)
 
     def _observe_tokens(self, summary: Summary, route: str, upstream: str) -> None:
         usage = summary.usage
         if usage is None:
             return
-        key = summary.request.key
+        number = self.registry.number
+        key = None if summary.request.key is None else self.registry.fold("key", summary.request.key.name)
         for kind, amount in (
             ("input", usage.input),
             ("output", usage.output),
@@ -187,25 +213,49 @@ class Metrics:
             ("reasoning", usage.reasoning),
         ):
             if amount:
-                self._of(f.TOKENS, route, upstream, kind, "reported").inc(amount)
+                number(f.TOKENS, route, upstream, kind, "reported").inc(amount)
                 if key is not None:
-                    self._of(f.KEY_TOKENS, key.name, kind).inc(amount)
+                    number(f.KEY_TOKENS, key, kind).inc(amount)
 
     # The page
 
-    def render(self, accept: str) -> tuple[bytes, bytes]:
-        """Return the content type and the exposition that a scraper's `Accept` asks for."""
+    def render(self, accept: str) -> tuple[bytes, Iterator[bytes]]:
+        """Return the content type, and slices of the exposition that a scraper's `Accept` asks for."""
+        is_openmetrics = wants_openmetrics(accept)
+        return OPENMETRICS if is_openmetrics else TEXT, self._slices(is_openmetrics=is_openmetrics)
+
+    def _slices(self, *, is_openmetrics: bool) -> Iterator[bytes]:
+        self._refresh()
+        yield from expose(self.registry, is_openmetrics=is_openmetrics)
+        yield self._process.render(is_openmetrics=is_openmetrics)
+
+    def dump(self) -> Iterator[bytes]:
+        """Yield everything that was counted, in pieces that another registry merges."""
+        self._refresh()
+        yield from self.registry.dump()
+
+    def _refresh(self) -> None:
+        """Take over what others count."""
+        number = self.registry.number
         for upstream, (idle, opened) in self._connections().items():
-            self._of(f.CONNECTIONS, upstream, "idle").set(idle)
-            self._of(f.CONNECTIONS, upstream, "active").set(max(opened - idle, 0))
+            name = self.registry.fold("upstream", upstream)
+            number(f.CONNECTIONS, name, "idle").set(idle)
+            number(f.CONNECTIONS, name, "active").set(max(opened - idle, 0))
         for target, current in self._standings():
-            for state in HEALTH_STATES:
-                self._of(f.TARGET_HEALTH, target, state).set(1 if state == current else 0)
+            if self._standings_seen.get(target) != current:
+                self._standings_seen[target] = current
+                for route, upstream in self._targets.get(target, ()):
+                    for state in HEALTH_STATES:
+                        number(f.TARGET_HEALTH, route, upstream, target, state).set(1 if state == current else 0)
         dropped = self._dropped()
-        self._of(f.LOG_DROPPED).inc(dropped - self._dropped_seen)
+        number(f.LOG_DROPPED).inc(dropped - self._dropped_seen)
         self._dropped_seen = dropped
-        encode, content_type = choose_encoder(accept)
-        return content_type.encode("ascii"), encode(self.registry)
+        self._count_overflow()
+
+    def _count_overflow(self) -> None:
+        for label, count in self.registry.overflow.items():
+            self.registry.number(f.LABEL_OVERFLOW, label).inc(count)
+        self.registry.overflow.clear()
 
     @property
     def in_flight(self) -> int:
@@ -236,5 +286,5 @@ def _flag(value: bool) -> str:
     return "true" if value else "false"
 
 
-def _result(outcome: Outcome) -> str:
-    return "good" if outcome in GOOD else "bad" if outcome in BAD else "not_counted"
+_RESULTS: Final = {outcome.value: "good" if outcome in GOOD else "bad" if outcome in BAD else "not_counted" for outcome in Outcome}
+"""The label `result`, by outcome."""

@@ -5,7 +5,7 @@ Routing looks at the raw request target and at nothing else: never at `Host` (A8
 
 import ipaddress
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from time import monotonic
 from typing import Any, Final
 
@@ -23,7 +23,7 @@ _EXPOSED: Final = (
     b"x-request-id, x-relay-request-id, x-relay-route, x-relay-upstream, x-relay-attempts, x-relay-error, retry-after, retry-after-ms"
 )
 
-Page = Callable[[Headers], tuple[int, bytes, bytes]]
+Page = Callable[[Headers], Awaitable[tuple[int, bytes, bytes]]]
 """A page of the relay's own: request headers -> status, content type, body."""
 
 
@@ -169,7 +169,7 @@ class Downstream:
         elif arrival.fault is not None:
             _refuse(sink, arrival.fault)
         elif (page := self._pages.get(arrival.path)) is not None and arrival.method in ("GET", "HEAD"):
-            status, content_type, body = page(arrival.headers)
+            status, content_type, body = await page(arrival.headers)
             sink.answer(status, [(b"content-type", content_type), (b"cache-control", b"no-store")], body)
         else:
             _refuse(sink, ClientError("not_found" if page is None else "method_not_allowed"))

@@ -32,7 +32,7 @@ class RelayInLoop(RelayProcess):
 
     def metrics_now(self) -> Metrics:
         """Return the metrics without asking for them: a relay that has drained answers nobody."""
-        _, text = self.app._metrics.render("")
+        text = b"".join(self.app._metrics.render("")[1])
         return Metrics.parse(text.decode())
 
     async def drain(self) -> None:

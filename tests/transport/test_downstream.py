@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from relay.config.tree import Server
+from relay.exchange import Headers
 from relay.transport.downstream import Downstream
 from relay.transport.listener import Sent
 from relay.transport.sink import ClientSink, Tap
@@ -53,12 +54,16 @@ class FakeGateway:
         client.answer(200, [], b"served")
 
 
+async def health(headers: Headers) -> tuple[int, bytes, bytes]:
+    return 200, b"text/plain", b"ok"
+
+
 class Bed:
     """One listener's front."""
 
     def __init__(self, **settings: Any) -> None:
         self.gateway = FakeGateway()
-        self.pages = {"/healthz": lambda headers: (200, b"text/plain", b"ok")}
+        self.pages = {"/healthz": health}
         self.downstream = Downstream(self.gateway, Server(**settings), self.pages)  # type: ignore[arg-type]
 
     async def ask(

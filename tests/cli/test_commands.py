@@ -95,7 +95,7 @@ def test_check_of_a_file_that_is_not_there_gives_78(capsys: pytest.CaptureFixtur
     [
         (["chekc"], 'did you mean "check"?'),
         (["sreve"], 'did you mean "serve"?'),
-        (["xyz"], "there are serve, check, explain, schema, version"),
+        (["xyz"], "there are serve, check, explain, rules, schema, version"),
         (["serve", "--confg"], "unrecognized arguments"),
         (["--nonsense"], "unrecognized arguments"),
         (["check", "a", "b"], "unrecognized arguments"),
@@ -174,7 +174,7 @@ def test_schema_is_printed_as_committed(capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize("argv", [["check", "a.yaml"], ["explain", "fast", "-c", "a.yaml"], ["version"], ["schema"], ["--help"]])
 def test_commands_that_do_not_serve_load_no_server(argv: list[str], tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(GOOD)
-    script = f"import sys; sys.path.insert(0, {str(Path(cli.__file__).parents[1])!r})\nfrom relay.cli import main\ncode = main({argv!r})\n"
+    script = f"import sys; sys.path.insert(0, {str(Path(cli.__file__).parents[2])!r})\nfrom relay.cli import main\ncode = main({argv!r})\n"
     script += "assert 'aiohttp' not in sys.modules, 'loaded'\nsys.exit(code)"
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, cwd=tmp_path, timeout=30)
 
@@ -248,7 +248,7 @@ def test_interrupt_gives_130(served: Served) -> None:
 
 def test_module_runs_as_a_command(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(BAD)
-    root = Path(cli.__file__).parents[1]
+    root = Path(cli.__file__).parents[2]
     done = subprocess.run([sys.executable, "-m", "relay", "check", str(tmp_path / "a.yaml")], capture_output=True, cwd=root, timeout=30)
     assert done.returncode == 78
     assert done.stdout == b""

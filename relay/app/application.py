@@ -1,4 +1,4 @@
-"""The composition root: makes every part, starts them, drains and stops them.
+"""One relay: its parts put together, and its life from start over drain to stop.
 
 SIGTERM: not ready, no new connections, streams may finish for `server.drain`, the rest get an error event; a second
 signal stops at once. SIGHUP: a new configuration is built whole and swapped in, or refused whole.
@@ -7,23 +7,24 @@ signal stops at once. SIGHUP: a new configuration is built whole and swapped in,
 import asyncio
 import contextlib
 import random
-import resource
 import secrets
-import signal
 import socket
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from time import monotonic, time
-from typing import Any
+from typing import Any, Final
 
 from relay import __version__
+from relay.app.listening import BACKLOG, listen, max_connections, url_of
+from relay.app.pages import Pages
+from relay.app.reloading import Read, Reloads, fixed_changes
 from relay.attempt import Attempting
 from relay.catalog import Catalog
 from relay.config.listening import needs_keys
-from relay.config.tree import Config, Kind, Server, Target, Timeouts, Upstream
+from relay.config.tree import Config, Kind, Target, Timeouts, Upstream
 from relay.errors import ConnectFailed
-from relay.exchange import Headers, Outcome, header
+from relay.exchange import Outcome
 from relay.forward import Forwarder
 from relay.gateway import Gateway
 from relay.planning import Snapshot
@@ -41,14 +42,7 @@ from relay.transport.fetch import fetch
 from relay.transport.listener import Incoming, RelayServer, Sent
 from relay.transport.upstream import UpstreamPools
 
-BACKLOG = 2048
-SEND_BUFFER = 256 * 2**10
-"""Kernel's share of what waits for a slow client; the default lets megabytes pile up."""
-FAST_EXIT_SECONDS = 1.0
-FIXED_SETTINGS = ("max_header", "max_connections", "cors_origins", "trusted_proxies", "loop")
-"""Settings of `server` that the listeners were made with."""
-
-Reload = Callable[[], Config]
+FAST_EXIT_SECONDS: Final = 1.0
 
 
 class Running:
@@ -76,16 +70,14 @@ class Running:
 class App:
     """One relay."""
 
-    def __init__(self, config: Config, *, reload: Reload | None, log_file: Any = None) -> None:
-        self._reload = reload
+    def __init__(self, config: Config, *, reload: Read | None, log_file: Any = None) -> None:
         self._writer = LogWriter(log_file or sys.stderr.buffer)
         is_terminal = (log_file or sys.stderr).isatty()
         self._log = make_logger(self._writer, is_terminal=is_terminal)
         self._request_log = RequestLog(self._log, make_request_line(self._writer, self._log, is_terminal=is_terminal))
         self._config = config
-        self._bound = config.server
+        self._bound = (config.server, config.metrics)
         """What was in force when the listeners were made: a reload cannot change it."""
-        self._bound_metrics = config.metrics
         self._credentials = Credentials()
         self._pools = UpstreamPools()
         self._running = Running()
@@ -101,19 +93,18 @@ class App:
         self._demo: DemoServer | None = None
         self._demo_url = ""
         self._gateway: Gateway | None = None
-        self._sockets: list[socket.socket] = []
         self._servers: list[tuple[RelayServer, asyncio.Server]] = []
         """The API's first, then the one that only tells about the process, which stays open while streams finish."""
         self._stopping = asyncio.Event()
         self._is_hurried = False
-        self._is_reloading = False
-        self._is_reload_wanted = False
         self._tasks: set[asyncio.Task[None]] = set()
+        self._pages = Pages(self._metrics, self._stopping.is_set)
+        self._reloads = Reloads(reload, self._adopt, self._refused, self._log)
 
     async def start(self) -> str:
         """Listen; return the address to use. Raises OSError when the address cannot be had."""
         config = self._config
-        sock = _listen(config.server.host, config.server.port)
+        sock = listen(config.server.host, config.server.port)
         await self._start_demo(config)
         forwarder = Forwarder(self._pools, self._running, HoldBudget(), self._targets, random.random)
         self._gateway = Gateway(
@@ -125,23 +116,20 @@ class App:
             credential=self._credentials.current,
             make_id=lambda: secrets.token_hex(16),
         )
-        pages: dict[str, Page] = {"/": self._root_page, "/healthz": self._health_page, "/readyz": self._ready_page}
-        own = None if config.metrics.host is None else _listen(config.metrics.host, config.metrics.port)
-        if own is None:
-            pages["/metrics"] = self._metrics_page
-        await self._serve(sock, pages, config.server, is_api=True)
+        own = None if config.metrics.host is None else listen(config.metrics.host, config.metrics.port)
+        await self._serve(sock, self._pages.by_path(has_metrics=own is None), is_api=True)
         if own is not None:
-            await self._serve(own, {**pages, "/metrics": self._metrics_page}, config.server, is_api=False)
+            await self._serve(own, self._pages.by_path(has_metrics=True), is_api=False)
         self._metrics.loaded(is_good=True, unix_time=time())
         self._tell_about(config)
         self._spawn(self._warm_up(config))
-        host, port = sock.getsockname()[:2]
-        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        return url_of(sock)
 
-    async def _serve(self, sock: socket.socket, pages: dict[str, Page], settings: Server, *, is_api: bool) -> None:
+    async def _serve(self, sock: socket.socket, pages: dict[str, Page], *, is_api: bool) -> None:
         assert self._gateway is not None
+        settings = self._bound[0]
         downstream = Downstream(self._gateway, settings, pages, is_api=is_api)
-        server = RelayServer(_handler(downstream), max_connections=_max_connections(settings), on_failure=self._on_failure)
+        server = RelayServer(_handler(downstream), max_connections=max_connections(settings), on_failure=self._on_failure)
         listener = await asyncio.get_running_loop().create_server(server, sock=sock, backlog=BACKLOG)
         self._servers.append((server, listener))
 
@@ -172,23 +160,6 @@ class App:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    # Pages
-
-    def _root_page(self, headers: Headers) -> tuple[int, bytes, bytes]:
-        return 200, b"text/plain; charset=utf-8", b"relay: point an OpenAI SDK's base_url at /v1 of this address.\n"
-
-    def _health_page(self, headers: Headers) -> tuple[int, bytes, bytes]:
-        return 200, b"application/json", b'{"status":"ok"}'
-
-    def _ready_page(self, headers: Headers) -> tuple[int, bytes, bytes]:
-        if self._stopping.is_set():
-            return 503, b"application/json", b'{"status":"draining"}'
-        return 200, b"application/json", b'{"status":"ready"}'
-
-    def _metrics_page(self, headers: Headers) -> tuple[int, bytes, bytes]:
-        content_type, body = self._metrics.render((header(headers, b"accept") or b"").decode("latin-1"))
-        return 200, content_type, body
-
     def _on_failure(self, error: object) -> None:
         self._log.error("connection_failure", error=type(error).__name__)
 
@@ -201,37 +172,17 @@ class App:
 
     def reload(self) -> None:
         """Swap in a new configuration, or keep the old one and say why."""
-        if self._reload is None:
-            self._log.warning("reload", message="there is no configuration file to read again")
-            return
-        self._is_reload_wanted = True
-        if not self._is_reloading:
-            self._is_reloading = True
-            self._spawn(self._reload_all(self._reload))
+        self._reloads.ask()
 
-    async def _reload_all(self, reload: Reload) -> None:
-        """Reload until nobody asked again meanwhile: one at a time, so that the newest file wins."""
-        while self._is_reload_wanted:
-            self._is_reload_wanted = False
-            await self._reload_now(reload)
-        self._is_reloading = False
-
-    async def _reload_now(self, reload: Reload) -> None:
+    async def _adopt(self, config: Config) -> None:
+        """Put `config` in force. Raises, and changes nothing, when it cannot be."""
         assert self._gateway is not None
-        try:
-            config = await asyncio.to_thread(reload)
-            await self._start_demo(config)
-            snapshot = self._snapshot(config)
-        except Exception as error:  # whatever is wrong with the new file, the old configuration stays
-            self._metrics.loaded(is_good=False, unix_time=time())
-            self._log.error("reload", message=str(error), result="refused")
-            return
+        await self._start_demo(config)
+        snapshot = self._snapshot(config)
         # What counts is where the relay listens now, not where the new file would have it listen.
-        exposed = needs_keys((self._bound.host, self._bound.port), has_keys=bool(config.keys))
+        exposed = needs_keys((self._bound[0].host, self._bound[0].port), has_keys=bool(config.keys))
         if exposed is not None:
-            self._metrics.loaded(is_good=False, unix_time=time())
-            self._log.error("reload", message=exposed, result="refused")
-            return
+            raise ValueError(exposed)
         self._tell_about(config)
         self._pools.forget_trust()
         self._config = config
@@ -241,15 +192,14 @@ class App:
         self._metrics.loaded(is_good=True, unix_time=time())
         self._log.info("reload", result="ok", routes=len(config.routes), upstreams=len(config.upstreams))
 
+    def _refused(self) -> None:
+        self._metrics.loaded(is_good=False, unix_time=time())
+
     def _tell_about(self, config: Config) -> None:
         """Log what a person should know of a new configuration, above all what of it has no effect before a restart."""
         for warning in config.warnings:
             self._log.warning("configuration", message=warning)
-        fixed = [f"server.{name}" for name in FIXED_SETTINGS if getattr(config.server, name) != getattr(self._bound, name)]
-        if (config.server.host, config.server.port) != (self._bound.host, self._bound.port):
-            fixed.append("server.listen")
-        if (config.metrics.host, config.metrics.port) != (self._bound_metrics.host, self._bound_metrics.port):
-            fixed.append("metrics.listen")
+        fixed = fixed_changes(config, self._bound)
         if fixed:
             self._log.warning("reload", message=f"{', '.join(fixed)} cannot change while the relay runs; restart it")
 
@@ -277,6 +227,7 @@ class App:
         for server, listener in self._servers:
             listener.close()
             await server.shutdown(FAST_EXIT_SECONDS)
+        self._reloads.cancel()
         for task in list(self._tasks):
             task.cancel()
         self._pools.close()
@@ -284,31 +235,6 @@ class App:
             await self._demo.stop()
         await asyncio.sleep(0)
         self._writer.close()
-
-
-def run(config: Config, *, reload: Reload | None, announce: Callable[[str], None]) -> int:
-    """Serve `config` until a signal ends it; call `announce` with the address once it listens. Returns an exit code."""
-    with asyncio.Runner(loop_factory=_loop_factory(config.server.loop)) as runner:
-        return runner.run(_main(config, reload, announce))
-
-
-async def _main(config: Config, reload: Reload | None, announce: Callable[[str], None]) -> int:
-    app = App(config, reload=reload)
-    try:
-        try:
-            url = await app.start()
-        except OSError as error:
-            sys.stderr.write(_listen_message(config, error))
-            return 1
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, app.stop)
-        loop.add_signal_handler(signal.SIGHUP, app.reload)
-        announce(url)
-        await app.run()
-        return 0
-    finally:
-        await app.close()
 
 
 def _handler(downstream: Downstream) -> Callable[[Incoming], Any]:
@@ -333,46 +259,3 @@ def _with_demo(config: Config, url: str) -> Config:
         name: replace(route, targets=reached(route.targets), fallbacks=reached(route.fallbacks)) for name, route in config.routes.items()
     }
     return replace(config, upstreams={**config.upstreams, **demos}, routes=routes)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-        sock.setblocking(False)
-        sock.bind((host, port))
-        sock.listen(BACKLOG)
-    except OSError as error:
-        sock.close()
-        raise OSError(error.errno, error.strerror, f"{host}:{port}") from None
-    return sock
-
-
-def _max_connections(server: Server) -> int:
-    if server.max_connections is not None:
-        return server.max_connections
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(soft // 2, 16)
-
-
-def _listen_message(config: Config, error: OSError) -> str:
-    is_main = error.filename == f"{config.server.host}:{config.server.port}"
-    other = "relay serve --listen 127.0.0.1:8081" if is_main else "`metrics: {listen: ...}` in the configuration"
-    return (
-        f"relay: cannot listen on {error.filename or 'a loopback port for the demo upstream'}: {error.strerror}\n"
-        f"Another program may be using the port; see `ss -ltnp`, or choose another one: {other}\n"
-    )
-
-
-def _loop_factory(wanted: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
-    if wanted == "asyncio":
-        return None
-    try:
-        import uvloop
-    except ImportError:
-        if wanted == "uvloop":
-            raise
-        return None
-    return uvloop.new_event_loop

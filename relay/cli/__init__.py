@@ -1,4 +1,4 @@
-"""The command line: `relay` serves; `relay check`, `explain`, `schema` and `version` answer without loading the server.
+"""The command line: `relay` serves; `relay check`, `explain`, `rules`, `schema` and `version` answer without loading the server.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done; 1 failed while running; 2 wrong usage; 78 bad
 configuration (EX_CONFIG of sysexits.h, so that a supervisor can tell it from a crash); 130 interrupted.
@@ -21,6 +21,7 @@ from typing import Final
 from relay import __version__
 from relay.banner import banner
 from relay.config import Config, ConfigInvalid, discover, load, schema
+from relay.config.tree import Slo
 
 OK: Final = 0
 FAILED: Final = 1
@@ -28,10 +29,11 @@ USAGE: Final = 2
 BAD_CONFIG: Final = 78
 INTERRUPTED: Final = 130
 
-_COMMANDS: Final = ("serve", "check", "explain", "schema", "version")
+_COMMANDS: Final = ("serve", "check", "explain", "rules", "schema", "version")
 _PLACES: Final = ("relay.yaml", "config/relay.yaml", "~/.config/relay/relay.yaml")
 _OLLAMA: Final = ("127.0.0.1", 11434)
 _EXPLAIN: Final = "Tell which targets a request would be tried on, in which order and by which rules. No network is used."
+_RULES: Final = "Print recording and alert rules for Prometheus, made from what `metrics.slo` promises."
 _MAX_REQUEST: Final = 32 * 2**20
 _PROBE_SECONDS: Final = 0.3
 """A local server answers within a millisecond; nobody should wait longer for one that is not there."""
@@ -82,6 +84,13 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--request", metavar="FILE", help="JSON body of a request; - for standard input")
     explain.add_argument("--json", action="store_true", help="as JSON")
     explain.set_defaults(run=_explain)
+
+    rules = commands.add_parser("rules", help="print Prometheus rules", description=_RULES)
+    rules.add_argument("-c", "--config", metavar="FILE", help="configuration file; without one, the default promise")
+    what = rules.add_mutually_exclusive_group()
+    what.add_argument("--alerts", action="store_true", help="the rules (this is the default)")
+    what.add_argument("--tests", action="store_true", help="cases for `promtool test rules`, over rules in alerts.yml beside them")
+    rules.set_defaults(run=_rules)
 
     commands.add_parser("schema", help="print the JSON Schema of the configuration").set_defaults(run=_schema)
 
@@ -160,6 +169,19 @@ def _read(file: str) -> bytes:
         return sys.stdin.buffer.read(_MAX_REQUEST)
     with Path(file).open("rb") as source:
         return source.read(_MAX_REQUEST)
+
+
+def _rules(options: argparse.Namespace) -> int:
+    from relay.telemetry.rule_tests import make_rule_tests
+    from relay.telemetry.rules import make_rules, to_yaml
+
+    file: str | None = options.config or _find_file()
+    slo = load(file, os.environ).metrics.slo if file is not None else Slo()
+    if options.tests:
+        print(to_yaml(make_rule_tests(slo, "alerts.yml"), "Run with: promtool test rules FILE. Printed by: relay rules --tests"), end="")
+    else:
+        print(to_yaml(make_rules(slo), "Rules for Prometheus. Printed by: relay rules"), end="")
+    return OK
 
 
 def _schema(_: argparse.Namespace) -> int:
