@@ -6,7 +6,7 @@ looks at what kind of error it is to choose a status; nobody but `policy.verdict
 `message` is a fixed string per code: never an exception's text, a URL or the caller's bytes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, assert_never
@@ -163,9 +163,12 @@ class ErrorAnswer:
     param: str | None = None
     headers: Mapping[str, str] | None = None
 
-    def body(self) -> bytes:
-        """Encode OpenAI's error envelope, one line of ASCII-safe JSON."""
-        return encode_error(self.message, type=self.type, param=self.param, code=self.code)
+    def body(self, attempts: Sequence[Mapping[str, str]] = ()) -> bytes:
+        """Encode OpenAI's error envelope, one line of ASCII-safe JSON; `attempts`, where there were any, are told in it."""
+        if not attempts:
+            return encode_error(self.message, type=self.type, param=self.param, code=self.code)
+        told = {"message": self.message, "type": self.type, "param": self.param, "code": self.code, "attempts": attempts}
+        return _json.encode({"error": told})
 
 
 def encode_error(message: str, *, type: str, code: str | None, param: str | None = None) -> bytes:

@@ -332,6 +332,11 @@ class Summary:
         return self.request.operation is Operation.MODELS and self.outcome is Outcome.COMPLETE
 
 
+def attempts_told(exchange: Exchange) -> list[dict[str, str]]:
+    """Return what the caller of a failed exchange is told of its attempts: names of the configuration and results, no more."""
+    return [{"target": attempt.target.name, "reason": attempt.result or AttemptResult.CANCELLED} for attempt in exchange.attempts]
+
+
 def summarize(exchange: Exchange, now: float) -> Summary:
     """Freeze an ended exchange for those who observe it; `now` is when it ended."""
     request = exchange.request

@@ -69,9 +69,7 @@ class Forwarder:
         finally:
             course.close()
 
-    def _attempting(
-        self, exchange: Exchange, plan: RoutePlan, step: Step, course: Course, sink: Sink, patience: Patience
-    ) -> Attempting:
+    def _attempting(self, exchange: Exchange, plan: RoutePlan, step: Step, course: Course, sink: Sink, patience: Patience) -> Attempting:
         def may_fall_back(refusal: UpstreamRefused) -> bool:
             if course.failed(refusal, monotonic()):
                 return True
@@ -92,9 +90,7 @@ class Forwarder:
         exchange.attempts.append(run.attempt)
         return run
 
-    async def _try(
-        self, run: Attempting, exchange: Exchange, step: Step, encode: Encode, upload: Upload | None
-    ) -> RelayError | None:
+    async def _try(self, run: Attempting, exchange: Exchange, step: Step, encode: Encode, upload: Upload | None) -> RelayError | None:
         target = step.choice.target
         self._running.begin(run)
         self._targets.began(target)

@@ -41,6 +41,7 @@ class Course:
     __slots__ = (
         "_can_repeat",
         "_chance",
+        "_has_moved",
         "_is_judged",
         "_next",
         "_patience",
@@ -76,6 +77,7 @@ class Course:
         self._next: Step | None = None
         self._is_judged = False
         self._was_resent = False
+        self._has_moved = False
         self._sent = 0
         self._tries = 0
         self._repeats = 0
@@ -164,6 +166,7 @@ class Course:
                 return None
             trial = self._targets.begin(choice.target, now)
             assert trial is not None
+            self._has_moved = True
             return Step(choice=choice, trial=trial)
         return None
 
@@ -177,10 +180,10 @@ class Course:
             yield choice
 
     def _again(self, error: UpstreamError, verdict: Verdict, now: float) -> Step | None:
-        """Return the same target once more after a wait, where nothing else is left and nobody else tries again."""
+        """Return the same target once more after a wait, where there was nothing else to try and nobody else tries again."""
         assert self._step is not None
         choice = self._step.choice
-        if not verdict.can_repeat or self._patience.retry_count or self._repeats >= min(self._plan.route.retries, MAX_ATTEMPTS - 1):
+        if not verdict.can_repeat or self._has_moved or self._patience.retry_count or self._repeats >= self._plan.route.retries:
             return None
         # A rest that ends brings everyone at once, were it not for the jitter.
         wait = self._helps_in(error, verdict, now) + backoff(self._repeats, self._chance())

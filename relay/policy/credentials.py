@@ -76,7 +76,9 @@ class Credentials:
     def counts(self, now: float) -> Mapping[str, Mapping[Health, int]]:
         """Return how many credentials are in which state, by upstream; only of upstreams that have any."""
         return {
-            name: {state: sum(each.health(now) is state for each in kept) for state in Health} for name, (_, kept) in self._known.items() if kept
+            name: {state: sum(each.health(now) is state for each in kept) for state in Health}
+            for name, (_, kept) in self._known.items()
+            if kept
         }
 
 

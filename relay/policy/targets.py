@@ -153,7 +153,7 @@ def _credential_rest(credential: Credential, target: str, now: float, *, is_only
 
 
 def name_of(target: Target) -> str:
-    """Return a target's name: upstream and model there, as in the configuration."""
+    """Return a target's name."""
     return target.name
 
 

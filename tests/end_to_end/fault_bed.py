@@ -295,7 +295,7 @@ def config(faults: Sequence[Fault], upstream: ScriptedUpstream, **more: object) 
     return {
         "timeouts": TIMEOUTS,
         "upstreams": {fault.slug: copy.deepcopy({**usual, **fault.upstream}) for fault in faults},  # shared parts would become anchors
-        "routes": {fault.route: f"{fault.slug}/{fault.route}" for fault in faults},
+        "routes": {fault.route: {"to": f"{fault.slug}/{fault.route}", "retries": 0} for fault in faults},
         **more,
     }
 
