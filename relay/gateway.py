@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 from relay.config.tree import Key, Secret, Upstream
 from relay.errors import ClientError, Draining, ErrorAnswer, InternalError, Overloaded, RelayError, error_answer
-from relay.exchange import Exchange, Operation, Outcome, State, Summary, UpstreamRequest, attempts_told, summarize
+from relay.exchange import Exchange, Operation, Outcome, State, Summary, UpstreamRequest, summarize
 from relay.forward import Forwarder
 from relay.planning import Planner, Snapshot
 from relay.policy.routing import Choice
@@ -164,7 +164,7 @@ class Gateway:
         lines = [(b"content-type", b"application/json"), (b"x-relay-error", answer.code.encode("ascii")), *_own_headers(exchange)]
         told = {**(answer.headers or {}), **exchange.advice}
         lines += [(name.encode("ascii"), value.encode("ascii")) for name, value in told.items()]
-        client.answer(answer.status, lines, answer.body(attempts_told(exchange)))
+        client.answer(answer.status, lines, answer.body(exchange.attempts_told()))
 
     def _finish(self, exchange: Exchange, client: Client) -> None:
         exchange.bytes_out = client.bytes_out
