@@ -190,6 +190,7 @@ class Attempting:
 
     def end(self, how: BodyEnd, *, anything: bool) -> None:
         """Take the end of the upstream's bytes."""
+        self.attempt.body_ended_at = monotonic()
         if self.relay is not None:
             self.relay.finish(how)
         elif not self.done.done():

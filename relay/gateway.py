@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 from relay.config.tree import Key, Secret, Upstream
 from relay.errors import ClientError, Draining, ErrorAnswer, InternalError, Overloaded, RelayError, error_answer
-from relay.exchange import Exchange, Operation, Outcome, State, Summary, UpstreamRequest, summarize
+from relay.exchange import Exchange, Lateness, Operation, Outcome, Span, State, Summary, UpstreamRequest, summarize
 from relay.forward import Forwarder
 from relay.planning import Planner, Snapshot
 from relay.policy.routing import Choice
@@ -33,8 +33,14 @@ class Client(Sink, Protocol):
     write_seconds: float
     """How long a client may take nothing before it is cut."""
 
+    pauses: list[Span]
+    """When it took nothing, the short times left out."""
+
     def answer(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
         """Send a whole answer of our own."""
+
+    def account(self) -> None:
+        """Bring the two numbers above up to date with a pause that still lasts."""
 
 
 class Observer(Protocol):
@@ -59,6 +65,7 @@ class Gateway:
     __slots__ = (
         "_credential",
         "_forwarder",
+        "_lateness",
         "_observer",
         "_planner",
         "_reception",
@@ -76,14 +83,16 @@ class Gateway:
         credential: Callable[[Upstream, Secret | None], bytes | None],
         make_id: Callable[[], str],
         chance: Callable[[], float] = lambda: 0.5,
+        lateness: Lateness = lambda start, end: 0.0,
     ) -> None:
-        """Order targets by what is known of `targets`; `chance` gives numbers in [0, 1)."""
+        """Order targets by what is known of `targets`; `chance` gives numbers in [0, 1), `lateness` tells how late the loop was."""
         self.snapshot = snapshot
         self.is_draining = False
         """Whether new work is refused."""
         self._forwarder = forwarder
         self._observer = observer
         self._credential = credential
+        self._lateness = lateness
         self._reception = Reception(make_id)
         self._planner = Planner(targets, chance)
 
@@ -138,6 +147,7 @@ class Gateway:
                 is_upload=upload is not None,
             )
 
+        exchange.admitted_at = monotonic()
         await self._forwarder.run(exchange, plan, client, encode, upload)
 
     async def _list_models(self, exchange: Exchange, snapshot: Snapshot, client: Client) -> None:
@@ -167,12 +177,14 @@ class Gateway:
         client.answer(answer.status, lines, answer.body(exchange.attempts_told()))
 
     def _finish(self, exchange: Exchange, client: Client) -> None:
+        client.account()
         exchange.bytes_out = client.bytes_out
         exchange.backpressure_seconds = client.backpressure_seconds
+        exchange.pauses = client.pauses
         if exchange.state is not State.ENDED:
             exchange.move(State.ENDED)
         self._planner.remember(exchange)
-        self._observer.ended(exchange, summarize(exchange, monotonic()))
+        self._observer.ended(exchange, summarize(exchange, monotonic(), self._lateness))
 
 
 def _own_headers(exchange: Exchange) -> list[tuple[bytes, bytes]]:

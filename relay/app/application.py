@@ -34,6 +34,7 @@ from relay.policy.routing import Router
 from relay.policy.targets import Targets
 from relay.providers.openai import OpenAIProvider
 from relay.stream import HoldBudget
+from relay.telemetry.lag import LagTimer, Lateness
 from relay.telemetry.logs import LogWriter, RequestLog, make_logger, make_request_line
 from relay.telemetry.metrics import Metrics
 from relay.telemetry.observers import Observers
@@ -81,7 +82,7 @@ class App:
         self._bound = (config.server, config.metrics)
         """What was in force when the listeners were made: a reload cannot change it."""
         self._credentials = Credentials()
-        self._pools = UpstreamPools()
+        self._pools = UpstreamPools(lambda upstream, seconds: self._metrics.connected(upstream, seconds))
         self._running = Running()
         self._targets = Targets()
         self._targets.know(config)
@@ -92,6 +93,8 @@ class App:
             dropped=lambda: self._writer.dropped,
             standings=lambda: [(target.name, target.health.value) for target in self._targets.standings(monotonic())],
         )
+        self._lateness = Lateness()
+        self._lag: LagTimer | None = None
         self._demo: DemoServer | None = None
         self._demo_url = ""
         self._gateway: Gateway | None = None
@@ -118,12 +121,14 @@ class App:
             chance=random.random,
             credential=self._credentials.current,
             make_id=lambda: secrets.token_hex(16),
+            lateness=self._lateness.between,
         )
         own = None if config.metrics.host is None else listen(config.metrics.host, config.metrics.port)
         await self._serve(sock, self._pages.by_path(has_metrics=own is None), is_api=True)
         if own is not None:
             await self._serve(own, self._pages.by_path(has_metrics=True), is_api=False)
         self._metrics.loaded(is_good=True, unix_time=time())
+        self._lag = LagTimer(self._lateness, self._metrics.lagged)
         self._tell_about(config)
         self._key_watch.follow(config.key_store)
         self._spawn(self._warm_up(config))
@@ -240,6 +245,8 @@ class App:
 
     async def close(self) -> None:
         """Close whatever is open."""
+        if self._lag is not None:
+            self._lag.stop()
         for server, listener in self._servers:
             listener.close()
             await server.shutdown(FAST_EXIT_SECONDS)

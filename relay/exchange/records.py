@@ -232,6 +232,8 @@ class StreamMeter:
     oversized_events: int = 0
     bytes_in: int = 0
     last_byte_at: float = 0.0
+    silences: list[tuple[float, float]] = field(default_factory=list)
+    """From one content to the next where that took longer than STALL_SECONDS."""
 
 
 class AttemptResult(StrEnum):
@@ -272,6 +274,8 @@ class Attempt:
     result: AttemptResult | None = None
     error_code: str | None = None
     is_resend: bool = False
+    body_ended_at: float | None = None
+    """When the upstream's bytes stopped."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -285,11 +289,16 @@ class Exchange:
     status: int | None = None
     outcome: Outcome | None = None
     error_code: str | None = None
+    admitted_at: float | None = None
+    """When it was let through to the upstreams: its route is known and whatever it had to wait for is there."""
+    queued_seconds: float = 0.0
+    """How long it waited for a place."""
     committed_at: float | None = None
-    first_write_at: float | None = None
     first_content_written_at: float | None = None
     bytes_out: int = 0
     backpressure_seconds: float = 0.0
+    pauses: list[tuple[float, float]] = field(default_factory=list)
+    """When the client took nothing, the short times left out."""
     advice: Mapping[str, str] = field(default_factory=dict)
     """Headers that tell the caller's SDK whether another try is worth it, when every target has failed."""
     is_rewritten: str | None = None

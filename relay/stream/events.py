@@ -1,7 +1,7 @@
 """Server-sent events on their way to the client: held until the first meaningful one, then passed as they come."""
 
 from relay.errors import Break, ErrorEvent, Malformation, MalformedResponse, StreamBroken, UpstreamError
-from relay.exchange import Operation, Outcome, StreamMeter
+from relay.exchange import MAX_KEPT, STALL_SECONDS, Operation, Outcome, StreamMeter
 from relay.stream.ends import COMMENT_BYTES, HOLD_EVENT_BYTES, BodyEnd, Port, broken, cut_code
 from relay.wire.openai import EventObserver, First
 
@@ -73,8 +73,11 @@ class EventRelay:
         meter = self._meter
         meter.last_byte_at = now
         meter.bytes_in += len(data)
+        silent_since = meter.last_content_at
         self._observer.feed(data, now)
         self._port.write(data)
+        if now - silent_since > STALL_SECONDS and silent_since and meter.last_content_at == now and len(meter.silences) < MAX_KEPT:
+            meter.silences.append((silent_since, now))
         if meter.terminal_at is not None and self._has_terminator:
             self.feed = self._pass_tail
             self._port.terminal()

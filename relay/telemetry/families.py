@@ -12,6 +12,12 @@ DURATIONS: Final = (0.1, 0.25, 0.5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60, 90,
 """Whole requests, seconds."""
 OVERHEADS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
 """The relay's own time, seconds."""
+WAITS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+"""Waits for a place or for a connection, seconds."""
+LAGS: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
+"""How late the event loop ran, seconds."""
+SIZES: Final = (16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576)
+"""Tokens of a request."""
 
 REQUESTS: Final = Family(
     name="relay_requests_total",
@@ -41,6 +47,22 @@ INTER_TOKEN_LATENCY: Final = Family(
     labels=("route", "upstream"),
     buckets=GAPS,
 )
+TIME_PER_OUTPUT_TOKEN: Final = Family(
+    name="relay_time_per_output_token_seconds",
+    help="(last content - first content) / (output tokens - 1), once per completed stream that reported usage.",
+    labels=("route", "upstream"),
+    buckets=GAPS,
+)
+GAP: Final = Family(
+    name="relay_gap_seconds_total",
+    help="Silence inside streams after their first content, split into upstream, relay and client.",
+    labels=("route", "blame"),
+)
+STALLS: Final = Family(
+    name="relay_stalls_total",
+    help="Gaps of a stream longer than one second, by who caused them.",
+    labels=("route", "blame"),
+)
 REQUEST_DURATION: Final = Family(
     name="relay_request_duration_seconds",
     help="From request fully received to last byte written, by result.",
@@ -58,6 +80,7 @@ TOKENS: Final = Family(
     help="Tokens, by type. cached_input is part of input, and reasoning part of output: never add them up.",
     labels=("route", "upstream", "type", "source"),
 )
+REQUEST_TOKENS: Final = Family(name="relay_request_tokens", help="Tokens per request, by type.", labels=("route", "type"), buckets=SIZES)
 ATTEMPTS: Final = Family(
     name="relay_upstream_attempts_total",
     help="Calls made to an upstream, by result. One client request may make several.",
@@ -88,7 +111,20 @@ MALFORMED_EVENTS: Final = Family(
 BACKPRESSURE: Final = Family(
     name="relay_client_backpressure_seconds_total", help="Time streams waited for a slow client to take bytes.", labels=("route",)
 )
+CONNECT: Final = Family(
+    name="relay_upstream_connect_seconds",
+    help="Time to open a new upstream connection (DNS, TCP and TLS).",
+    labels=("upstream",),
+    buckets=WAITS,
+)
+UPSTREAM_LIMIT_LEFT: Final = Family(
+    name="relay_upstream_ratelimit_remaining_ratio",
+    help="Share of the upstream rate limit left, from its last response headers.",
+    labels=("upstream", "limit"),
+    merge=Merge.MIN,
+)
 CONNECTIONS: Final = Family(name="relay_upstream_connections", help="Open upstream connections, by state.", labels=("upstream", "state"))
+UPSTREAM_IN_FLIGHT: Final = Family(name="relay_upstream_in_flight", help="Calls in flight to an upstream.", labels=("upstream",))
 TARGET_HEALTH: Final = Family(
     name="relay_target_health",
     help="1 for the health state the target is in (healthy, cooling, probing), else 0.",
@@ -100,6 +136,7 @@ VIOLATIONS: Final = Family(
     help="Times an accounting identity of the relay did not hold. Anything but 0 is a bug.",
     labels=("invariant",),
 )
+LOOP_LAG: Final = Family(name="relay_event_loop_lag_seconds", help="How late a 100 ms timer of the event loop ran.", buckets=LAGS)
 RELOAD_SUCCESSFUL: Final = Family(
     name="relay_config_last_reload_successful", help="Whether the last configuration load succeeded.", merge=Merge.MAX
 )

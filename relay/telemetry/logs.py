@@ -188,6 +188,7 @@ def _request_fields(summary: Summary) -> dict[str, Any]:
     request = summary.request
     usage = summary.usage
     last = summary.attempts[-1] if summary.attempts else None
+    gaps = summary.gaps
     return {
         "event": "request",
         "request_id": request.id,
@@ -205,7 +206,11 @@ def _request_fields(summary: Summary) -> dict[str, Any]:
         "upstream_status": last.head.status if last is not None and last.head is not None else None,
         "ttft_ms": _ms(summary.ttft_seconds),
         "duration_ms": _ms(summary.duration_seconds),
-        "overhead_ms": _ms(summary.overhead_seconds),
+        "queue_ms": _ms(summary.queued_seconds),
+        "overhead_ms": None if summary.overhead is None else _ms(summary.overhead.seconds),
+        "clocks_ms": _clocks(summary),
+        "gaps_ms": None if gaps is None else {"upstream": _ms(gaps.upstream), "relay": _ms(gaps.relay), "client": _ms(gaps.client)},
+        "stalls": None if gaps is None else [blame.value for blame in gaps.stalls],
         "tokens_in": usage.input if usage is not None else None,
         "tokens_out": usage.output if usage is not None else None,
         "tokens_cached": usage.cached if usage is not None else None,
@@ -226,6 +231,27 @@ def _phase(summary: Summary) -> str:
     if summary.outcome is Outcome.COMPLETE:
         return "done"
     return "wait" if summary.bytes_out == 0 else "stream"
+
+
+def _clocks(summary: Summary) -> dict[str, float] | None:
+    """Return when things happened, counted from the request's last byte; of the attempts the one that answered."""
+    if not summary.attempts:
+        return None
+    last = summary.attempts[-1]
+    meter = last.meter
+    begun_at = summary.request.received_at
+    instants = (
+        ("admitted", summary.admitted_at),
+        ("sent", last.sent_at),
+        ("head", last.head.received_at if last.head is not None else None),
+        ("first_event", meter.first_event_at),
+        ("first_reasoning", meter.first_reasoning_at),
+        ("first_content", meter.first_content_at),
+        ("first_content_written", summary.first_content_written_at),
+        ("last_content", meter.last_content_at or None),
+        ("terminal", meter.terminal_at),
+    )
+    return {name: round((at - begun_at) * 1000, 3) for name, at in instants if at is not None}
 
 
 def _ms(seconds: float | None) -> float | None:

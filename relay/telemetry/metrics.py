@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from relay.config.tree import Config
-from relay.exchange import BAD, GOOD, Attempt, AttemptResult, Exchange, Outcome, Summary
+from relay.exchange import BAD, GOOD, Attempt, AttemptResult, Blame, Exchange, Outcome, Summary
 from relay.telemetry import families as f
 from relay.telemetry.exposition import OPENMETRICS, TEXT, ProcessPage, expose, wants_openmetrics
+from relay.telemetry.quotas import shares_left
 from relay.telemetry.registry import OTHER, Number, Registry
 
 NO_ROUTE: Final = "_none"
@@ -40,6 +41,7 @@ class Metrics:
         "_started",
         "_targets",
         "_upstreams",
+        "lagged",
         "registry",
     )
 
@@ -53,7 +55,11 @@ class Metrics:
         standings: Callable[[], Sequence[tuple[str, str]]] = list,
     ) -> None:
         """Count for `config`; `connections`, `dropped` (log lines) and `standings` (targets and their states) are asked at each scrape."""
-        self.registry = registry = Registry(f.all_families(), cap=config.metrics.label_values)
+        self.registry = registry = Registry(
+            f.all_families(), bounds={f.TIME_TO_FIRST_TOKEN: config.metrics.slo.ttft}, cap=config.metrics.label_values
+        )
+        self.lagged = registry.histogram(f.LOOP_LAG).observe
+        """Takes how late the event loop ran, in seconds."""
         self._process = ProcessPage()
         self._connections = connections
         self._dropped = dropped
@@ -93,6 +99,10 @@ class Metrics:
                     number(f.REQUESTS, "chat", route, stream, _USUAL_CODE[outcome], outcome.value)
         for name, configured in config.routes.items():
             route = fold("route", name)
+            number(f.BACKPRESSURE, route)
+            for blame in Blame:
+                number(f.GAP, route, blame.value)
+                number(f.STALLS, route, blame.value)
             for target in configured.all_targets:
                 upstream = fold("upstream", target.upstream.name)
                 self._targets.setdefault(target.name, []).append((route, upstream))
@@ -113,6 +123,10 @@ class Metrics:
         self.registry.number(f.RELOAD_SUCCESSFUL).set(1 if is_good else 0)
         if is_good:
             self.registry.number(f.RELOAD_TIME).set(unix_time)
+
+    def connected(self, upstream: str, seconds: float) -> None:
+        """Take note of how long a new connection took."""
+        self.registry.histogram(f.CONNECT, self.registry.fold("upstream", upstream)).observe(seconds)
 
     # gateway.Observer
 
@@ -179,6 +193,12 @@ class Metrics:
                 number(f.RESENDS, upstream).inc()
             elif previous is not None and previous.result is not None:
                 number(f.FALLBACKS, route, fold("upstream", previous.target.upstream.name), upstream, previous.result.value).inc()
+            first = attempt.meter.first_content_at
+            if first is not None and attempt.sent_at is not None:
+                self.registry.histogram(f.UPSTREAM_TIME_TO_FIRST_TOKEN, upstream).observe(first - attempt.sent_at)
+            if attempt.head is not None:
+                for limit, share in shares_left(attempt.head.headers).items():
+                    number(f.UPSTREAM_LIMIT_LEFT, upstream, limit).set(share)
             unread = attempt.meter.malformed_events + attempt.meter.oversized_events
             if unread:
                 number(f.MALFORMED_EVENTS, upstream).inc(unread)
@@ -186,17 +206,29 @@ class Metrics:
 
     def _observe_times(self, summary: Summary, route: str, upstream: str) -> None:
         number, histogram = self.registry.number, self.registry.histogram
-        if summary.overhead_seconds is not None:
-            histogram(f.OVERHEAD, "request").observe(summary.overhead_seconds)
+        if summary.overhead is not None:
+            for phase, seconds in (
+                ("request", summary.overhead.request),
+                ("event", summary.overhead.event),
+                ("finish", summary.overhead.finish),
+            ):
+                if seconds is not None:
+                    histogram(f.OVERHEAD, phase).observe(seconds)
+        if summary.gaps is not None:
+            number(f.GAP, route, "upstream").inc(summary.gaps.upstream)
+            number(f.GAP, route, "relay").inc(summary.gaps.relay)
+            number(f.GAP, route, "client").inc(summary.gaps.client)
+            for blame in summary.gaps.stalls:
+                number(f.STALLS, route, blame.value).inc()
         if summary.backpressure_seconds:
             number(f.BACKPRESSURE, route).inc(summary.backpressure_seconds)
         if summary.ttft_seconds is not None:
             histogram(f.TIME_TO_FIRST_TOKEN, route, upstream).observe(summary.ttft_seconds)
             number(f.FIDELITY, route, "exact" if summary.rewritten is None else "rewritten", summary.rewritten or "").inc()
-        if summary.upstream_ttft_seconds is not None:
-            histogram(f.UPSTREAM_TIME_TO_FIRST_TOKEN, upstream).observe(summary.upstream_ttft_seconds)
         if summary.inter_token_seconds is not None:
             histogram(f.INTER_TOKEN_LATENCY, route, upstream).observe(summary.inter_token_seconds)
+        if summary.token_seconds is not None:
+            histogram(f.TIME_PER_OUTPUT_TOKEN, route, upstream).observe(summary.token_seconds)
 
     def _observe_tokens(self, summary: Summary, route: str, upstream: str) -> None:
         usage = summary.usage
@@ -210,6 +242,8 @@ class Metrics:
             ("cached_input", usage.cached),
             ("reasoning", usage.reasoning),
         ):
+            if kind in ("input", "output"):
+                self.registry.histogram(f.REQUEST_TOKENS, route, kind).observe(amount)
             if amount:
                 number(f.TOKENS, route, upstream, kind, "reported").inc(amount)
                 if key is not None:
@@ -235,10 +269,16 @@ class Metrics:
     def _refresh(self) -> None:
         """Take over what others count."""
         number = self.registry.number
+        self.registry.clear(f.CONNECTIONS)
+        self.registry.clear(f.UPSTREAM_IN_FLIGHT)
         for upstream, (idle, opened) in self._connections().items():
-            name = self.registry.fold("upstream", upstream)
-            number(f.CONNECTIONS, name, "idle").set(idle)
-            number(f.CONNECTIONS, name, "active").set(max(opened - idle, 0))
+            if opened or upstream in self._upstreams:
+                name = self.registry.fold("upstream", upstream)
+                # A connection carries one call at a time.
+                active = max(opened - idle, 0)
+                number(f.CONNECTIONS, name, "idle").inc(idle)
+                number(f.CONNECTIONS, name, "active").inc(active)
+                number(f.UPSTREAM_IN_FLIGHT, name).inc(active)
         for target, current in self._standings():
             if self._standings_seen.get(target) != current:
                 self._standings_seen[target] = current

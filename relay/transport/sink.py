@@ -20,12 +20,14 @@ from http import HTTPStatus
 from time import monotonic
 from typing import Final, Protocol
 
-from relay.exchange import Exchange, Framing, ResponseHead, header
+from relay.exchange import MAX_KEPT, Exchange, Framing, ResponseHead, header
 from relay.ports import Call
 from relay.wire.headers import headers_down
 
 _STATUS_LINES: Final = {status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode("ascii")) for status in HTTPStatus}
 _RESET: Final = struct.pack("ii", 1, 0)
+PAUSE_SECONDS: Final = 0.1
+"""Shorter pauses can make no stall, and a slow client has thousands of them."""
 NO_BODY: Final = frozenset({204, 304})
 
 
@@ -79,6 +81,7 @@ class ClientSink:
         "is_open",
         "is_paused",
         "keep_alive",
+        "pauses",
         "write",
         "write_seconds",
     )
@@ -118,6 +121,8 @@ class ClientSink:
         self.has_stalled = False
         self.bytes_out = 0
         self.backpressure_seconds = 0.0
+        self.pauses: list[tuple[float, float]] = []
+        """When the client took nothing for longer than PAUSE_SECONDS."""
         self.write: Callable[[bytes], None] = self._write_raw
 
     # Writing
@@ -308,9 +313,18 @@ class ClientSink:
             self._timer.cancel()
             self._timer = None
 
+    def account(self) -> None:
+        """Count the part of a pause that has passed already."""
+        if self._paused_at:
+            self._account_pause()
+            self._paused_at = monotonic()
+
     def _account_pause(self) -> None:
         if self._paused_at:
-            self.backpressure_seconds += monotonic() - self._paused_at
+            now = monotonic()
+            self.backpressure_seconds += now - self._paused_at
+            if now - self._paused_at > PAUSE_SECONDS and len(self.pauses) < MAX_KEPT:
+                self.pauses.append((self._paused_at, now))
             self._paused_at = 0.0
 
 
