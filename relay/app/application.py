@@ -92,6 +92,7 @@ class App:
             connections=self._pools.counts,
             dropped=lambda: self._writer.dropped,
             standings=lambda: [(target.name, target.health.value) for target in self._targets.standings(monotonic())],
+            credentials=lambda: self._targets.credentials(monotonic()),
         )
         self._lateness = Lateness()
         self._lag: LagTimer | None = None

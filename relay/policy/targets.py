@@ -134,7 +134,7 @@ class Targets:
             found.append(Standing(name=name, health=health, rest_seconds=rest, trips=breaker.trips))
         return found
 
-    def credentials(self, now: float) -> Mapping[str, Mapping[Health, int]]:
+    def credentials(self, now: float) -> Mapping[str, Mapping[str, int]]:
         """Return how many credentials are in which state, by upstream."""
         return self._credentials.counts(now)
 

@@ -96,6 +96,11 @@ FALLBACKS: Final = Family(
     help="Requests that moved on to another upstream, by cause.",
     labels=("route", "from_upstream", "to_upstream", "reason"),
 )
+RETRIES: Final = Family(
+    name="relay_retries_total",
+    help="Attempts made again at the same target, after a wait or with another credential, by cause.",
+    labels=("route", "upstream", "reason"),
+)
 KEY_REQUESTS: Final = Family(name="relay_key_requests_total", help="Client requests finished, by key.", labels=("key", "outcome"))
 KEY_TOKENS: Final = Family(name="relay_key_tokens_total", help="Tokens, by key and type.", labels=("key", "type"))
 FIDELITY: Final = Family(
@@ -129,6 +134,12 @@ TARGET_HEALTH: Final = Family(
     name="relay_target_health",
     help="1 for the health state the target is in (healthy, cooling, probing), else 0.",
     labels=("route", "upstream", "target", "state"),
+    merge=Merge.MAX,
+)
+CREDENTIALS: Final = Family(
+    name="relay_upstream_credentials",
+    help="Credentials of an upstream by state: healthy, cooling (refused or throttled of late), probing.",
+    labels=("upstream", "state"),
     merge=Merge.MAX,
 )
 VIOLATIONS: Final = Family(

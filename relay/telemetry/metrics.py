@@ -5,7 +5,7 @@ sets or names from the configuration, the latter capped, so no request can mint 
 """
 
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from relay.config.tree import Config
@@ -22,6 +22,8 @@ INVARIANTS: Final = ("ended_is_at_most_started", "open_is_in_flight")
 
 Connections = dict[str, tuple[int, int]]
 """Idle and open connections, by upstream."""
+Credentials = Mapping[str, Mapping[str, int]]
+"""How many credentials are in which state, by upstream."""
 
 
 class Metrics:
@@ -29,6 +31,7 @@ class Metrics:
 
     __slots__ = (
         "_connections",
+        "_credentials",
         "_dropped",
         "_dropped_seen",
         "_ended",
@@ -53,8 +56,12 @@ class Metrics:
         connections: Callable[[], Connections],
         dropped: Callable[[], int],
         standings: Callable[[], Sequence[tuple[str, str]]] = list,
+        credentials: Callable[[], Credentials] = dict,
     ) -> None:
-        """Count for `config`; `connections`, `dropped` (log lines) and `standings` (targets and their states) are asked at each scrape."""
+        """Count for `config`.
+
+        Asked at each scrape: `connections`, `dropped` (log lines), `standings` (targets and their states) and `credentials`.
+        """
         self.registry = registry = Registry(
             f.all_families(), bounds={f.TIME_TO_FIRST_TOKEN: config.metrics.slo.ttft}, cap=config.metrics.label_values
         )
@@ -64,6 +71,7 @@ class Metrics:
         self._connections = connections
         self._dropped = dropped
         self._standings = standings
+        self._credentials = credentials
         self._standings_seen: dict[str, str] = {}
         self._targets: dict[str, list[tuple[str, str]]] = {}
         """Route and upstream of each place a target has, by the target's name."""
@@ -191,6 +199,8 @@ class Metrics:
             number(f.ATTEMPTS, route, upstream, (attempt.result or AttemptResult.CANCELLED).value).inc()
             if attempt.is_resend:
                 number(f.RESENDS, upstream).inc()
+            elif previous is not None and previous.target.name == attempt.target.name:
+                number(f.RETRIES, route, upstream, (previous.result or AttemptResult.CANCELLED).value).inc()
             elif previous is not None and previous.result is not None:
                 number(f.FALLBACKS, route, fold("upstream", previous.target.upstream.name), upstream, previous.result.value).inc()
             first = attempt.meter.first_content_at
@@ -285,6 +295,10 @@ class Metrics:
                 for route, upstream in self._targets.get(target, ()):
                     for state in HEALTH_STATES:
                         number(f.TARGET_HEALTH, route, upstream, target, state).set(1 if state == current else 0)
+        self.registry.clear(f.CREDENTIALS)
+        for upstream, counts in self._credentials().items():
+            for health, count in counts.items():
+                number(f.CREDENTIALS, self.registry.fold("upstream", upstream), health).inc(count)
         dropped = self._dropped()
         number(f.LOG_DROPPED).inc(dropped - self._dropped_seen)
         self._dropped_seen = dropped
