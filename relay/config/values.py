@@ -64,6 +64,37 @@ def parse_duration(value: object) -> float:
     return seconds
 
 
+def parse_first_token(value: object) -> float | None:
+    """Return seconds, or None for `auto`: learned from what came before."""
+    return None if value == "auto" else _parse_duration_or(value, "auto")
+
+
+def parse_hedge_after(value: object) -> float | None:
+    """Return seconds, or None for `p95`: the learned percentile."""
+    return None if value == "p95" else _parse_duration_or(value, "p95")
+
+
+def _parse_duration_or(value: object, word: str) -> float:
+    try:
+        return parse_duration(value)
+    except ValueError as error:
+        # Who wrote a number did not mean the word.
+        is_number = isinstance(value, str) and value[:1].isdigit()
+        raise ValueError(str(error) if is_number else f"{error}; or {word}") from None
+
+
+def parse_hedge_share(value: object) -> float:
+    """Return a part of one: more than none, and at most half of all requests."""
+    expected = "a share such as 5%, at most 50%"
+    found = _PERCENTAGE.fullmatch(parse_text(value, expected))
+    if found is None:
+        raise ValueError(f"expected {expected}")
+    share = float(found[1]) / 100
+    if not 0 < share <= 0.5:
+        raise ValueError(f"expected {expected} and more than 0%")
+    return share
+
+
 def parse_first_content(value: object) -> float:
     """Return the seconds of a promise: from 10 ms to 2 minutes, the range that the histograms cover."""
     seconds = parse_duration(value)

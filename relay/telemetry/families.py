@@ -101,6 +101,11 @@ RETRIES: Final = Family(
     help="Attempts made again at the same target, after a wait or with another credential, by cause.",
     labels=("route", "upstream", "reason"),
 )
+HEDGES: Final = Family(
+    name="relay_hedges_total",
+    help="Backup attempts started beside a slow one, by whether the backup's content came first.",
+    labels=("route", "won"),
+)
 KEY_REQUESTS: Final = Family(name="relay_key_requests_total", help="Client requests finished, by key.", labels=("key", "outcome"))
 KEY_TOKENS: Final = Family(name="relay_key_tokens_total", help="Tokens, by key and type.", labels=("key", "type"))
 FIDELITY: Final = Family(
