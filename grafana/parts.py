@@ -1,7 +1,7 @@
 """The rows about those who take part: upstreams, keys, the relay itself."""
 
 from grafana.board import Panel, Query, Row
-from grafana.selectors import FU, K, R, S, U, quantile_of
+from grafana.selectors import FU, F, K, R, S, U, quantile_of
 
 
 def upstreams() -> Row:
@@ -47,7 +47,31 @@ def upstreams() -> Row:
                 title="Connections",
                 about="Open connections to upstreams.",
                 queries=(Query(expr=f"sum by (upstream, state) (relay_upstream_connections{{{U}}})", legend="{{upstream}} {{state}}"),),
+                width=8,
+            ),
+            Panel(
+                title="New-connection time p95",
+                about="DNS, TCP and TLS together; kept-alive connections need none of it.",
+                unit="s",
+                queries=(Query(expr=quantile_of(0.95, "relay_upstream_connect_seconds", U, "upstream"), legend="{{upstream}}"),),
+            ),
+            Panel(
+                title="Upstream rate limit left",
+                about="Share of the account's own limit that is left, as the last answer of the upstream said.",
+                unit="percentunit",
+                queries=(
+                    Query(
+                        expr=f"min by (upstream, limit) (relay_upstream_ratelimit_remaining_ratio{{{U}}})", legend="{{upstream}} {{limit}}"
+                    ),
+                ),
+                has_ceiling=True,
+            ),
+            Panel(
+                title="Calls in flight",
+                about="Attempts under way at each upstream.",
+                queries=(Query(expr=f"sum by (upstream) (relay_upstream_in_flight{{{U}}})", legend="{{upstream}}"),),
                 width=12,
+                is_stacked=True,
             ),
             Panel(
                 title="Flaws of upstreams",
@@ -118,9 +142,20 @@ def internals() -> Row:
                 queries=(Query(expr=f"process_resident_memory_bytes{{{S}}}", legend="{{instance}}"),),
             ),
             Panel(
+                title="Event-loop lag p99",
+                about="How late a timer of the event loop runs: everything in the process waits as long.",
+                unit="s",
+                queries=(Query(expr=quantile_of(0.99, "relay_event_loop_lag_seconds", S, "instance"), legend="{{instance}}"),),
+            ),
+            Panel(
                 title="Open files",
                 about="Sockets above all.",
                 queries=(Query(expr=f"process_open_fds{{{S}}}", legend="{{instance}}"),),
+            ),
+            Panel(
+                title="Slow clients",
+                about="Streams that stand still because their client does not read: 1 is one stream waiting all the time.",
+                queries=(Query(expr=f"sum by (route) (rate(relay_client_backpressure_seconds_total{{{F}}}[{R}]))", legend="{{route}}"),),
             ),
             Panel(
                 title="Should be nothing",
@@ -132,7 +167,6 @@ def internals() -> Row:
                     Query(expr=f"sum(increase(relay_log_events_dropped_total{{{S}}}[{R}]))", legend="log lines dropped"),
                     Query(expr=f"sum(increase(relay_label_overflow_total{{{S}}}[{R}])) or vector(0)", legend="names folded into _other"),
                 ),
-                width=12,
             ),
             Panel(
                 title="Build and age of the configuration",
@@ -143,7 +177,8 @@ def internals() -> Row:
                     Query(expr=f"relay_build_info{{{S}}}", is_instant=True, is_table=True),
                     Query(expr=f"time() - relay_config_last_reload_success_timestamp_seconds{{{S}}}", is_instant=True, is_table=True),
                 ),
-                width=12,
+                width=24,
+                height=5,
             ),
         ),
     )

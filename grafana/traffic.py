@@ -46,6 +46,13 @@ def overview(slo: Slo) -> Row:
                 TOKENS_PER_SECOND,
                 f'sum(rate(relay_tokens_total{{{FU}, type="output"}}[{R}]))',
             ),
+            _stat(
+                "Tok / s of a stream",
+                "How fast the median stream generates: one over its time per output token, where usage was reported.",
+                TOKENS_PER_SECOND,
+                f"1 / {quantile_of(0.5, 'relay_time_per_output_token_seconds', FU)}",
+                decimals=0,
+            ),
             _stat("In flight", "Requests being served now.", "short", f"sum(relay_requests_in_flight{{{F}}})", decimals=0),
             _stat(
                 "Error budget left",
@@ -165,22 +172,20 @@ def throughput() -> Row:
                 has_ceiling=True,
             ),
             Panel(
+                title="Tokens per request",
+                about="Size of prompts and answers.",
+                queries=tuple(
+                    Query(expr=quantile_of(quantile, "relay_request_tokens", F, "type"), legend=f"p{quantile * 100:g} {{{{type}}}}")
+                    for quantile in (0.5, 0.95)
+                ),
+                width=12,
+            ),
+            Panel(
                 title="In flight by route",
                 about="Requests being served.",
                 queries=(Query(expr=f"sum by (route) (relay_requests_in_flight{{{F}}})", legend="{{route}}"),),
+                width=12,
                 is_stacked=True,
-            ),
-            Panel(
-                title="Streams by fidelity",
-                about="Streams passed on byte for byte (exact), or not, and why.",
-                unit="reqps",
-                queries=(Query(expr=f"sum by (mode, why) (rate(relay_stream_fidelity_total{{{F}}}[{R}]))", legend="{{mode}} {{why}}"),),
-                is_stacked=True,
-            ),
-            Panel(
-                title="Slow clients",
-                about="Streams that stand still because their client does not read: 1 is one stream waiting all the time.",
-                queries=(Query(expr=f"sum by (route) (rate(relay_client_backpressure_seconds_total{{{F}}}[{R}]))", legend="{{route}}"),),
             ),
         ),
     )
@@ -238,6 +243,26 @@ def errors(slo: Slo) -> Row:
                     ),
                 ),
                 width=6,
+            ),
+            Panel(
+                title="Stalls by culprit",
+                about="Streams that stood still for more than a second, by who had the largest part in it.",
+                unit="ops",
+                queries=(Query(expr=f"sum by (blame) (rate(relay_stalls_total{{{F}}}[{R}]))", legend="{{blame}}"),),
+            ),
+            Panel(
+                title="Silence in streams by culprit",
+                about="Time between the events of streams, split into waiting for the upstream, for the relay and for the client:"
+                " 1 is one stream's time. The upstream's part is what generating takes.",
+                unit="none",
+                queries=(Query(expr=f"sum by (blame) (rate(relay_gap_seconds_total{{{F}}}[{R}]))", legend="{{blame}}"),),
+            ),
+            Panel(
+                title="Streams by fidelity",
+                about="Streams passed on byte for byte (exact), or not, and why.",
+                unit="reqps",
+                queries=(Query(expr=f"sum by (mode, why) (rate(relay_stream_fidelity_total{{{F}}}[{R}]))", legend="{{mode}} {{why}}"),),
+                is_stacked=True,
             ),
         ),
     )

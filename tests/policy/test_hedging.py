@@ -1,7 +1,10 @@
+import random
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.config.tree import Hedge
+from relay.policy.deadlines import LearnedDeadline
 from relay.policy.hedging import MIN_SAMPLES, WINDOW_SECONDS, Hedging, delay_of
 from relay.policy.latency import Latencies
 
@@ -62,3 +65,20 @@ def test_a_steady_flow_gets_nearly_the_whole_share() -> None:
         hedging.note_request(number / 100)
         granted += hedging.may_hedge(number / 100, 0.05)
     assert 0.045 * 20_000 <= granted <= 0.05 * 20_000
+
+
+def test_the_wait_for_a_backup_stays_at_the_true_p95_although_the_slowest_are_never_seen_to_their_end() -> None:
+    chance = random.Random(7)
+    lesson = LearnedDeadline()
+    true = sorted(chance.lognormvariate(0.0, 0.5) for _ in range(20_000))[19_000]
+    hedged = 0
+    for _ in range(20_000):
+        takes, wait = chance.lognormvariate(0.0, 0.5), delay_of(Hedge(), lesson.latencies, 1000)
+        if wait is not None and takes > wait + 0.1:
+            hedged += 1
+            lesson.beaten(1000, wait + 0.1)
+        else:
+            lesson.answered(1000, takes)
+    wait = delay_of(Hedge(), lesson.latencies, 1000)
+    assert wait is not None and 0.85 * true <= wait <= 1.3 * true
+    assert hedged < 0.06 * 20_000
