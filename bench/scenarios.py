@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from bench import proxies
+from bench.load import quantiles
 from bench.measure import Cores, cpu_seconds, machine_busy_seconds, probe_core, resident_bytes
 from bench.process import Child
 from bench.proxies import Proxy, Upstream
-from bench.script import IDLE_EVENTS, JSON_MODEL, Script
+from bench.script import IDLE_EVENTS, JSON_MODEL, LOSERS_FILE, REFUSE_PREFIX, STALL_PREFIX, STALL_SECONDS, Script
 
 Reading = dict[str, Any]
 """What one turn of one proxy gave."""
@@ -36,10 +37,23 @@ class Run:
     body_bytes: int = 1000
     warm_seconds: float = 1.0
     window_seconds: float = 4.0
+    routes: dict[str, object] | None = None
+    """Routes of a relay of its own, which alone is measured, once and with whole windows; None: everybody as they are."""
     with_direct: bool = False
     """Whether the upstream is also asked without a proxy, as the baseline of delays."""
+    only: frozenset[str] = frozenset()
+    """The proxies that take part; empty for all that people compare."""
+
+    def is_for(self, proxy: str) -> bool:
+        """Tell whether a proxy gets turns in this run."""
+        if self.only:
+            return proxy in self.only
+        if self.routes is not None:
+            return proxy == "relay"
+        return proxy != "workers" and (proxy != "direct" or self.with_direct)
 
 
+_BRIEF = Script(events=5, interval_us=2_000)
 _SPARSE = Script(events=10**6, interval_us=10_000)
 SHORT_EVENTS = 5
 """Content events of the short streams: at 40 at a time, 10 ms apart, they make about the event rate of the sparse run."""
@@ -74,7 +88,38 @@ RUNS = {
             model=Script(events=IDLE_EVENTS, interval_us=3_600_000_000).name(),
             with_direct=False,
         ),
+        Run(name="workers", pattern="hold", connections=40, model=_SPARSE.name(), only=frozenset({"relay", "workers"})),
         Run(name="body-1mib", pattern="closed", connections=2, model=JSON_MODEL, body_bytes=2**20, window_seconds=2.5),
+        Run(
+            name="fallback",
+            pattern="open",
+            connections=16,
+            model=f"main-{_BRIEF.name()}",
+            rate=40.0,
+            window_seconds=5.0,
+            routes={"main-*": [f"plain/{REFUSE_PREFIX}*", "plain/*"]},
+        ),
+        Run(
+            name="hedging",
+            pattern="open",
+            connections=32,
+            model=f"main-{_BRIEF.name()}",
+            rate=40.0,
+            warm_seconds=3.0,
+            window_seconds=9.0,
+            routes={"main-*": {"to": [f"plain/{STALL_PREFIX}*", "plain/*"], "hedge": {"after": "p95", "at_most": "10%"}}},
+        ),
+        Run(
+            name="no-hedging",
+            pattern="open",
+            connections=64,
+            model=f"main-{_BRIEF.name()}",
+            rate=40.0,
+            # What is sampled in the window began up to ten seconds before.
+            warm_seconds=STALL_SECONDS,
+            window_seconds=6.0,
+            routes={"main-*": [f"plain/{STALL_PREFIX}*", "plain/*"]},
+        ),
     )
 }
 
@@ -82,8 +127,9 @@ _NEEDS = {
     "stream-tls": ("stream-sparse", "stream-tls"),
     "stream-overhead": ("stream-sparse", "stream-overhead"),
     "event-delay": ("stream-sparse",),
+    "hedging": ("hedging", "no-hedging"),
 }
-SCENARIOS = (*RUNS, "event-delay")
+SCENARIOS = (*(name for name in RUNS if name != "no-hedging"), "event-delay")
 """Every name that `--only` takes; the delay of events is read in the sparse run."""
 
 
@@ -128,6 +174,7 @@ async def _load(bench: Bench, run: Run, proxy: Proxy, seed: int) -> AsyncIterato
         "connections": run.connections,
         "rate": run.rate,
         "body_bytes": run.body_bytes,
+        "is_numbered": run.routes is not None,
         "ramp_seconds": (0.8 if run.pattern == "hold" else 0.2) * min(1.0, 2 * bench.haste),
         "seed": seed,
     }
@@ -177,6 +224,8 @@ async def take_turn(bench: Bench, run: Run, proxy: Proxy, number: int) -> Readin
         "errors": after["errors"],
         "first_errors": report["first_errors"],
         "ttft": report["ttft"],
+        "ttft_first": report["ttft_first"],
+        "ttft_fallback": report["ttft_fallback"],
         "delay": report["delay"],
     }
 
@@ -213,12 +262,30 @@ async def weigh(bench: Bench, run: Run, named: Proxy, number: int) -> Reading:
     }
 
 
+async def take_own_turn(bench: Bench, run: Run) -> Reading:
+    """Put the run's load on a relay with the run's own routes; return what the window showed, and how long losers stayed open (ms)."""
+    folder = bench.folder / f"relay-{run.name}"
+    folder.mkdir()
+    losers = bench.folder / LOSERS_FILE
+    losers.unlink(missing_ok=True)
+    recipe = proxies.relay_with(folder, bench.upstream, run.routes or {})
+    proxy = await proxies.start_recipe("relay", recipe, folder, bench.cores.proxy)
+    if isinstance(proxy, str) or proxy.child is None:
+        raise RuntimeError(f"relay {proxy}")
+    try:
+        reading = await take_turn(replace(bench, haste=1.0), run, proxy, 0)
+    finally:
+        await proxy.child.stop()
+    lines = losers.read_text().split() if losers.exists() else []
+    return {**reading, "losers": quantiles([round(float(line) * 1e6) for line in lines])}
+
+
 async def repeat(bench: Bench, run: Run, running: Mapping[str, Proxy], rounds: int) -> dict[str, list[Reading]]:
     """Give each proxy its turn, round after round; a proxy whose turn came to nothing gets no further one in this run."""
     readings: dict[str, list[Reading]] = {name: [] for name in running}
-    for number in range(rounds):
+    for number in range(rounds if run.routes is None else 1):
         for name, proxy in running.items():
-            if (name == "direct" and not run.with_direct) or any(reading.get("is_void") for reading in readings[name]):
+            if not run.is_for(name) or any(reading.get("is_void") for reading in readings[name]):
                 continue
             reading = await _try_turn(bench, run, proxy, number)
             readings[name].append(reading)
@@ -230,6 +297,8 @@ async def _try_turn(bench: Bench, run: Run, proxy: Proxy, number: int) -> Readin
     if asyncio.get_running_loop().time() > bench.ends_at:
         return _void("not run: out of time")
     try:
+        if run.routes is not None:
+            return await take_own_turn(bench, run)
         return await (weigh if run.name == "memory" else take_turn)(bench, run, proxy, number)
     except RuntimeError as why:
         return _void(str(why))
