@@ -49,15 +49,16 @@ class Recipe:
     secure_port: int
 
 
-def _relay(folder: Path, upstream: Upstream) -> Recipe:
+def _relay(folder: Path, upstream: Upstream, more_routes: int = 0) -> Recipe:
     port = free_port()
+    routes = {f"route-{number}": "plain/m" for number in range(more_routes)}
     config = {
         "server": {"listen": f"127.0.0.1:{port}"},
         "upstreams": {
             "plain": {"base_url": f"http://127.0.0.1:{upstream.plain_port}/v1", "api_key": "sk-upstream"},
             "secure": {"base_url": f"https://127.0.0.1:{upstream.secure_port}/v1", "api_key": "sk-upstream", "ca_file": upstream.ca_file},
         },
-        "routes": {"tls-*": "secure/tls-*", "*": "plain/*"},
+        "routes": {**routes, "tls-*": "secure/tls-*", "*": "plain/*"},
         "keys": {"bench": {"key": KEY}},
     }
     path = folder / "relay.yaml"
@@ -137,12 +138,15 @@ async def _listens(port: int, child: Child) -> bool:
     return False
 
 
-async def start(name: str, folder: Path, upstream: Upstream, cores: frozenset[int] | None) -> Proxy | str:
-    """Start one proxy in a folder of its own; returns why not, in words, when it cannot be compared here."""
+async def start(name: str, folder: Path, upstream: Upstream, cores: frozenset[int] | None, *, more_routes: int = 0) -> Proxy | str:
+    """Start one proxy in a folder of its own; returns why not, in words, when it cannot be compared here.
+
+    `more_routes` gives the relay routes that nobody asks for, each with its series.
+    """
     if name == "direct":
         return Proxy(name=name, child=None, plain_port=upstream.plain_port, secure_port=upstream.secure_port)
     folder.mkdir(parents=True, exist_ok=True)
-    recipe = _RECIPES[name](folder, upstream)
+    recipe = _relay(folder, upstream, more_routes) if more_routes else _RECIPES[name](folder, upstream)
     if recipe is None:
         return "not installed"
     child = await Child.start(recipe.argv, cores=cores, complaints=folder / "stderr.log")

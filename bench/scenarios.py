@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench import proxies
+from bench import clocks, proxies
 from bench.measure import Cores, cpu_seconds, machine_busy_seconds, probe_core, resident_bytes
 from bench.process import Child
 from bench.proxies import Proxy, Upstream
@@ -38,6 +38,8 @@ class Run:
     window_seconds: float = 4.0
     with_direct: bool = False
     """Whether the upstream is also asked without a proxy, as the baseline of delays."""
+    only_relay: bool = False
+    """Whether the other proxies have nothing to compare."""
 
 
 _SPARSE = Script(events=10**6, interval_us=10_000)
@@ -74,6 +76,8 @@ RUNS = {
             model=Script(events=IDLE_EVENTS, interval_us=3_600_000_000).name(),
             with_direct=False,
         ),
+        Run(name="scrape", pattern="hold", connections=200, model=replace(_SPARSE, interval_us=50_000).name(), only_relay=True),
+        Run(name="clocks", pattern="script", connections=0, model="clock", only_relay=True),
         Run(name="body-1mib", pattern="closed", connections=2, model=JSON_MODEL, body_bytes=2**20, window_seconds=2.5),
     )
 }
@@ -213,12 +217,87 @@ async def weigh(bench: Bench, run: Run, named: Proxy, number: int) -> Reading:
     }
 
 
+_SERIES_ROUTES = 165
+"""Routes of the scraped relay: each has about 62 series, so that there are 10,000."""
+
+
+async def scrape(bench: Bench, run: Run, named: Proxy, number: int) -> Reading:
+    """Start a relay with 10,000 series; return the delays of events in a window without scrapes, and in one with a scrape each second."""
+    folder = bench.folder / f"{named.name}-scrape-{number}"
+    proxy = await proxies.start(named.name, folder, bench.upstream, bench.cores.proxy, more_routes=_SERIES_ROUTES)
+    if isinstance(proxy, str) or proxy.child is None:
+        raise RuntimeError(f"{named.name} {proxy}")
+    try:
+        await read_page(proxy.plain_port)
+        alone = await take_turn(bench, run, proxy, number)
+        scrapes = asyncio.create_task(_scrape_each_second(proxy.plain_port))
+        try:
+            scraped = await take_turn(bench, run, proxy, number)
+        finally:
+            scrapes.cancel()
+            pages = (await asyncio.gather(scrapes, return_exceptions=True))[0]
+        if not isinstance(pages, asyncio.CancelledError):
+            raise RuntimeError(f"a scrape failed: {pages}")
+        page = await read_page(proxy.plain_port)
+    finally:
+        await proxy.child.stop()
+    series = sum(not line.startswith(b"#") for line in page.splitlines())
+    return {**scraped, "delay_alone": alone["delay"], "cpu_alone_seconds": alone["cpu_seconds"], "series": series}
+
+
+async def compare_clocks(bench: Bench, run: Run, named: Proxy, number: int) -> Reading:
+    """Start a relay before an upstream of our own; return by how many milliseconds the clocks of its log are off."""
+    folder = bench.folder / f"{named.name}-clocks-{number}"
+    sent: dict[str, dict[str, float]] = {}
+    async with clocks.scripted(sent) as port:
+        proxy = await proxies.start(named.name, folder, replace(bench.upstream, plain_port=port), bench.cores.proxy)
+        if isinstance(proxy, str) or proxy.child is None:
+            raise RuntimeError(f"{named.name} {proxy}")
+        try:
+            await clocks.ask_all(proxy.plain_port)
+            lines = await clocks.read_log(folder / "stderr.log", clocks.STREAMS)
+        finally:
+            await proxy.child.stop()
+    off = sorted(clocks.differences(sent, lines))
+    return {
+        "off_p50_ms": off[len(off) // 2],
+        "off_p99_ms": off[len(off) * 99 // 100],
+        "off_max_ms": off[-1],
+        "clocks": len(off),
+        "errors": 0,
+        "first_errors": [],
+    }
+
+
+async def _scrape_each_second(port: int) -> None:
+    while True:
+        await read_page(port)
+        await asyncio.sleep(1.0)
+
+
+async def read_page(port: int) -> bytes:
+    """Return the metrics of the relay at `port`; raises OSError, and RuntimeError for what is no page."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**24)
+    try:
+        writer.write(b"GET /metrics HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n")
+        head, _, page = (await reader.read(-1)).partition(b"\r\n\r\n")
+    finally:
+        writer.close()
+    if not head.startswith(b"HTTP/1.1 200"):
+        raise RuntimeError(f"/metrics answered {head[:40]!r}")
+    return page
+
+
 async def repeat(bench: Bench, run: Run, running: Mapping[str, Proxy], rounds: int) -> dict[str, list[Reading]]:
     """Give each proxy its turn, round after round; a proxy whose turn came to nothing gets no further one in this run."""
     readings: dict[str, list[Reading]] = {name: [] for name in running}
     for number in range(rounds):
         for name, proxy in running.items():
-            if (name == "direct" and not run.with_direct) or any(reading.get("is_void") for reading in readings[name]):
+            if (
+                (name == "direct" and not run.with_direct)
+                or (name != "relay" and run.only_relay)
+                or any(reading.get("is_void") for reading in readings[name])
+            ):
                 continue
             reading = await _try_turn(bench, run, proxy, number)
             readings[name].append(reading)
@@ -230,7 +309,7 @@ async def _try_turn(bench: Bench, run: Run, proxy: Proxy, number: int) -> Readin
     if asyncio.get_running_loop().time() > bench.ends_at:
         return _void("not run: out of time")
     try:
-        return await (weigh if run.name == "memory" else take_turn)(bench, run, proxy, number)
+        return await _TURNS.get(run.name, take_turn)(bench, run, proxy, number)
     except RuntimeError as why:
         return _void(str(why))
 
@@ -239,11 +318,17 @@ def _void(why: str) -> Reading:
     return {"errors": 1, "first_errors": [why], "is_void": True}
 
 
+_TURNS = {"memory": weigh, "scrape": scrape, "clocks": compare_clocks}
+"""Runs that are measured in a way of their own."""
+
+
 def _brief(reading: Reading) -> str:
     if reading.get("is_void"):
         return f"void, {reading['first_errors'][0]}"
     if "rest_bytes" in reading:
         return f"{reading['rest_bytes'] / 2**20:.1f} MiB at rest, {reading['stream_bytes'] / 1024:.1f} KiB per stream"
+    if "clocks" in reading:
+        return f"{reading['clocks']} clocks, off by {reading['off_p99_ms']:.2f} ms at p99, {reading['off_max_ms']:.2f} ms at most"
     told = f"{reading['events']} events, {reading['requests']} requests"
     told += f", proxy {reading['busy_share']:.0%}, load {reading['load_share']:.0%}, others {reading['others_share']:.0%} of a core"
     return told + (f", {reading['errors']} errors: {reading['first_errors']}" if reading["errors"] else "")

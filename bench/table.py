@@ -69,6 +69,20 @@ def _added_ms(run: str, sample: str, quantile: str) -> Value:
     return value
 
 
+def _added_by_scrapes(readings: Readings, proxy: str) -> float | None:
+    added = [
+        reading["delay"]["p99_ms"] - reading["delay_alone"]["p99_ms"]
+        for reading in _sound(readings, "scrape", proxy)
+        if reading["delay"]["count"] and reading["delay_alone"]["count"]
+    ]
+    return median(added) if added else None
+
+
+def _clocks_off(readings: Readings, proxy: str) -> float | None:
+    off = [reading["off_p99_ms"] for reading in _sound(readings, "clocks", proxy)]
+    return median(off) if off else None
+
+
 def _memory(field: str, unit_bytes: int) -> Value:
     def value(readings: Readings, proxy: str) -> float | None:
         sizes = [reading[field] / unit_bytes for reading in _sound(readings, "memory", proxy)]
@@ -127,6 +141,15 @@ FIGURES = (
         unit="ms",
         value=_added_ms("stream-sparse", "delay", "p99_ms"),
         reach=0.3,
+        aim=None,
+    ),
+    Figure(scenario="clocks", label="how far the log's clocks are off, p99", unit="ms", value=_clocks_off, reach=5.0, aim=None),
+    Figure(
+        scenario="scrape",
+        label="p99 delay that a scrape of 10,000 series a second adds, 200 streams",
+        unit="ms",
+        value=_added_by_scrapes,
+        reach=2.0,
         aim=None,
     ),
     Figure(scenario="memory", label="memory per open idle stream", unit="KiB", value=_memory("stream_bytes", 1024), reach=30.0, aim=12.0),

@@ -6,6 +6,7 @@ sets or names from the configuration, the latter capped, so no request can mint 
 
 import platform
 from collections.abc import Callable, Iterator, Sequence
+from enum import Enum
 from typing import Final
 
 from relay.config.tree import Config
@@ -24,6 +25,14 @@ Connections = dict[str, tuple[int, int]]
 """Idle and open connections, by upstream."""
 
 
+class _Gone(Enum):
+    """Series that are to be dropped: a scraper must have had the chance to read their last value."""
+
+    NOTHING = "nothing"
+    UNSEEN = "unseen"
+    SHOWN = "shown"
+
+
 class Metrics:
     """The registry and everything in it: a `gateway.Observer`."""
 
@@ -32,7 +41,7 @@ class Metrics:
         "_dropped",
         "_dropped_seen",
         "_ended",
-        "_leaving",
+        "_gone",
         "_open",
         "_process",
         "_routes",
@@ -74,10 +83,11 @@ class Metrics:
         """Exchanges being served, and the gauge that each is counted in."""
         self._routes: frozenset[str] = frozenset()
         self._upstreams: frozenset[str] = frozenset()
-        self._leaving: set[str] = set()
-        """Routes that the configuration has no more, and that still serve."""
+        self._gone = _Gone.NOTHING
+        """Whether there are series of what the configuration does not name any more."""
         registry.number(f.BUILD, version, platform.python_version()).set(1)
-        registry.number(f.LOG_DROPPED)
+        for counter in (f.LOG_DROPPED, f.MODEL_LISTS, f.FORGOTTEN):
+            registry.number(counter)
         for invariant in INVARIANTS:
             registry.number(f.VIOLATIONS, invariant)
         self.know(config)
@@ -85,8 +95,9 @@ class Metrics:
     def know(self, config: Config) -> None:
         """Make the series of every configured route, so that rates see the first error, and drop those of routes that are gone."""
         number, fold = self.registry.number, self.registry.fold
+        if not self._routes <= config.routes.keys() or not self._upstreams <= config.upstreams.keys():
+            self._gone = _Gone.UNSEEN
         self._routes, self._upstreams = frozenset(config.routes), frozenset(config.upstreams)
-        self._drop_gone()
         self._count_overflow()
         self.registry.clear(f.TARGET_HEALTH)
         self._targets.clear()
@@ -111,12 +122,19 @@ class Metrics:
         self.registry.overflow.clear()  # those were no observations
 
     def _drop_gone(self) -> None:
-        """Drop the series of routes and upstreams that are not configured any more, once nothing is in flight for them."""
+        """Drop the series of routes and upstreams that are not configured any more, once nothing is in flight and a page has shown them."""
+        if self._gone is not _Gone.SHOWN:
+            self._gone = _Gone.SHOWN if self._gone is _Gone.UNSEEN else _Gone.NOTHING
+            return
+        registry = self.registry
         known = {*self._routes, NO_ROUTE, OTHER}
-        self._leaving = {labels[0] for labels, gauge in self.registry.numbers(f.IN_FLIGHT) if gauge.value and labels[0] not in known}
-        self.registry.keep(("route",), known | self._leaving)
-        if not self._leaving:
-            self.registry.keep(("upstream", "from_upstream", "to_upstream"), {*self._upstreams, OTHER})
+        leaving = {labels[0] for labels, gauge in registry.numbers(f.IN_FLIGHT) if gauge.value and labels[0] not in known}
+        self._gone = _Gone.UNSEEN if leaving else _Gone.NOTHING
+        forgotten = sum(counter.value for labels, counter in registry.numbers(f.REQUESTS) if labels[1] not in known | leaving)
+        registry.number(f.FORGOTTEN).inc(forgotten)
+        registry.keep(("route",), known | leaving)
+        if not leaving:
+            registry.keep(("upstream", "from_upstream", "to_upstream"), {*self._upstreams, OTHER})
 
     def loaded(self, *, is_good: bool, unix_time: float) -> None:
         """Take note of a configuration load."""
@@ -140,7 +158,7 @@ class Metrics:
         name = exchange.route.name
         if name not in self._routes:
             # Its request came in under a configuration that a reload has replaced.
-            self._leaving.add(name)
+            self._gone = _Gone.UNSEEN
         gauge = self._open[id(exchange)] = self.registry.number(
             f.IN_FLIGHT, self.registry.fold("route", name), _flag(exchange.request.is_stream)
         )
@@ -156,10 +174,12 @@ class Metrics:
         if gauge is not None:
             gauge.dec()
         self._check()
-        if not summary.is_quiet:
+        if summary.is_quiet:
+            self.registry.number(f.MODEL_LISTS).inc()
+        else:
             self._observe(summary)
-        if self._leaving and gauge is not None and not gauge.value:
-            self._drop_gone()
+        if summary.route is not None and summary.route not in self._routes:
+            self._gone = _Gone.UNSEEN
 
     def _observe(self, summary: Summary) -> None:
         registry = self.registry
@@ -268,7 +288,10 @@ class Metrics:
 
     def _refresh(self) -> None:
         """Take over what others count."""
+        self._drop_gone()
         number = self.registry.number
+        number(f.STARTED).set(self._started)
+        number(f.IN_FLIGHT, NO_ROUTE, "false").set(self.in_flight - len(self._open))
         self.registry.clear(f.CONNECTIONS)
         self.registry.clear(f.UPSTREAM_IN_FLIGHT)
         for upstream, (idle, opened) in self._connections().items():
