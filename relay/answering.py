@@ -1,13 +1,18 @@
-"""What an upstream's response head decides: whether the answer is usable, how its body is relayed, what a refusal says of itself."""
+"""What an upstream's answer means: whether it is usable, how its body is relayed, what a refusal says, how an error stands in a stream."""
 
 from time import time
 
 from relay.config.tree import Upstream
-from relay.errors import UpstreamRefused
-from relay.exchange import JSON_OPERATIONS, ClientRequest, ResponseHead, StreamMeter
+from relay.errors import UpstreamRefused, encode_error, error_answer, upstream_message
+from relay.exchange import JSON_OPERATIONS, ClientRequest, Exchange, Operation, Outcome, ResponseHead, StreamMeter
 from relay.policy.backoff import retry_after
+from relay.policy.patience import advice
+from relay.policy.routing import Choice
+from relay.policy.targets import name_of
+from relay.policy.verdicts import judge
 from relay.stream import BodyRelay, EventRelay, HoldBudget, OpaqueRelay, Port, WholeRelay
-from relay.wire.openai import parse_error
+from relay.wire.faults import error_envelope
+from relay.wire.openai import error_event, parse_error
 
 
 def choose_relay(
@@ -48,3 +53,36 @@ def _looks_like_events(request: ClientRequest, head: ResponseHead) -> bool:
         return not request.is_head
     # Some servers stream events without saying so.
     return request.is_stream and head.content_type in (b"", b"text/plain")
+
+
+def may_fall_back_on(error: UpstreamRefused, choice: Choice) -> bool:
+    """Tell whether a refusal is one that another target may be asked after."""
+    if error.status in (401, 402, 403) and choice.target.upstream.is_passthrough:
+        # The caller's own credential was refused: that is the answer.
+        return False
+    return judge(error, is_mapped=choice.is_mapped).fall_back
+
+
+def advise_after(exchange: Exchange, refusal: UpstreamRefused, choice: Choice) -> None:
+    """Tell an SDK not to ask again when that would multiply attempts, or cannot help."""
+    is_spent = len({name_of(attempt.target) for attempt in exchange.attempts}) > 1
+    is_asked_again = refusal.status >= 500 or refusal.status in (408, 409, 429)
+    if is_asked_again and (is_spent or judge(refusal, is_mapped=choice.is_mapped).is_final):
+        exchange.advice = advice(None)
+
+
+def outcome_with(outcome: Outcome, refusal: UpstreamRefused | None, choice: Choice) -> Outcome:
+    """Return what an answer that ended with `outcome` was, `refusal` taken in when it was one."""
+    if refusal is None or outcome is not Outcome.COMPLETE:
+        return outcome
+    return Outcome.UPSTREAM_FAILED if may_fall_back_on(refusal, choice) else Outcome.REJECTED
+
+
+def break_event(operation: Operation, code: str) -> bytes:
+    """Return the error event that ends an answer which the upstream broke off."""
+    return error_event(operation, encode_error(upstream_message(code), type="upstream_error", code=code))
+
+
+def refusal_event(operation: Operation, refusal: UpstreamRefused, body: bytes) -> bytes:
+    """Return a refusal as an error event, in the upstream's own words where it has sent them as JSON."""
+    return error_event(operation, error_envelope(body) or error_answer(refusal).body())

@@ -4,19 +4,23 @@ One rule above all: until `Sink.open` was called every failure may still go to a
 """
 
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 from typing import Protocol
 
 from relay.attempt import Attempting
-from relay.config.tree import Route
 from relay.errors import Phase, RelayError, UpstreamError, error_answer
 from relay.exchange import Attempt, AttemptResult, Exchange, Outcome, State, UpstreamRequest
-from relay.policy.patience import Patience, advice, patience_of
+from relay.heartbeat import Heart, takes_comments
+from relay.policy.hedging import delay_of
+from relay.policy.lessons import bounded, learn, learn_beaten, prompt_bytes
+from relay.policy.patience import advice, patience_of
 from relay.policy.retries import MAX_ATTEMPTS, MAX_TRIES, RetryBudget, is_repeatable, needs_budget
 from relay.policy.routing import Choice, RoutePlan
 from relay.policy.targets import Targets, name_of
 from relay.policy.verdicts import is_stale_connection, judge, status_result
 from relay.ports import Sink, Upload, Upstreams
+from relay.race import Entrant, Race
 from relay.stream import HoldBudget
 from relay.trial import Onward, Trial
 
@@ -40,22 +44,34 @@ class Forwarder:
         self._retries = RetryBudget()
 
     async def run(self, exchange: Exchange, plan: RoutePlan, sink: Sink, encode: Encode, upload: Upload | None) -> None:
-        """Try the targets of `plan` until one answers; raises the last error when none did and nothing was sent.
+        """Try the targets of `plan` until one answers; raises the last error when none did.
 
-        `encode` turns a choice into what goes onto the wire.
+        `encode` turns a choice into what goes onto the wire. With heartbeats the client's answer may have begun by then, with no byte of
+        an upstream in it: the exchange says so.
         """
         exchange.move(State.TRYING)
+        course = Course(exchange, plan, sink, encode, upload)
+        settings = plan.route.heartbeat
+        if settings is None or not takes_comments(exchange.request):
+            await self._run(course)
+            return
+        course.heart = Heart(exchange, sink, settings)
+        try:
+            await self._run(course)
+        finally:
+            course.heart.stop()
+
+    async def _run(self, course: "Course") -> None:
+        plan, can_repeat = course.plan, course.can_repeat
         self._retries.note_request(monotonic())
-        patience = patience_of(exchange.request)
-        can_repeat = upload is None and is_repeatable(exchange.request)
-        sent = 0
-        was_resent = is_fresh = False
+        may_hedge = plan.route.hedge is not None and self._note_hedgeable(course)
+        is_fresh = False
         last: RelayError | None = None
         trial: Trial | None = None
-        onward: Onward | None = None
+        entrant: Entrant | None = None
         choice = plan.next()
         for _ in range(MAX_TRIES):
-            if choice is None or not self._may_attempt(sent, last, patience, onward):
+            if choice is None or not self._may_attempt(course, entrant):
                 break
             if trial is None or not is_fresh:
                 # A resend goes on with its first try's permit: that a kept connection was stale says nothing of the target.
@@ -63,60 +79,101 @@ class Forwarder:
             if trial is None:
                 choice = plan.next()
                 continue
-            onward = Onward(plan, self._targets, self._retries, patience, sent=sent + 1 if can_repeat else MAX_ATTEMPTS)
-            run = self._attempting(exchange, choice, plan.route, sink, onward, trial, patience)
-            run.attempt.is_resend = is_fresh
-            exchange.attempts.append(run.attempt)
-            last = await self._try(
-                run, exchange, choice, encode, upload, trial, is_fresh=is_fresh, can_resend=can_repeat and not was_resent
-            )
+            entrant = self._enter(course, choice, trial, sent=course.sent + 1, is_fresh=is_fresh)
+            if may_hedge and (delay := self._hedge_delay(course, choice)) is not None:
+                race = Race(course.exchange)
+                entrant = await race.run(entrant, delay, partial(self._back_up, course))
+                may_hedge = not race.has_backup
+                course.may_resend = course.may_resend and may_hedge
+            else:
+                entrant.error = await entrant.try_()
+            last, choice = entrant.error, entrant.choice
             if last is None:
                 return
             if not isinstance(last, UpstreamError):
                 break
-            if can_repeat and not was_resent and is_stale_connection(last, was_reused=run.was_reused):
-                was_resent = is_fresh = True
+            if course.may_resend and is_stale_connection(last, was_reused=entrant.run.was_reused):
+                course.resend()
+                is_fresh = True
                 continue
-            sent += run.attempt.sent_at is not None
             is_fresh = False
-            if upload is not None or not judge(last, is_mapped=choice.is_mapped).fall_back or (sent and not can_repeat):
+            if course.upload is not None or not judge(last, is_mapped=choice.is_mapped).fall_back or (course.sent and not can_repeat):
                 break
             choice = plan.next()
         if trial is not None:
             # Not handed back yet when the caller's patience ended before the resend.
             trial.over(None, None, is_mapped=False)
         assert last is not None
-        exchange.advice = self._advice(exchange, last, plan)
+        course.exchange.advice = self._advice(course.exchange, last, plan)
         raise last
 
-    def _attempting(
-        self, exchange: Exchange, choice: Choice, route: Route, sink: Sink, onward: Onward, trial: Trial, patience: Patience
-    ) -> Attempting:
-        return Attempting(
+    def _enter(self, course: "Course", choice: Choice, trial: Trial, *, sent: int, is_fresh: bool = False) -> Entrant:
+        """Make ready one attempt, the `sent`th that may send anything."""
+        exchange, plan = course.exchange, course.plan
+        onward = Onward(plan, self._targets, self._retries, course.patience, sent=sent if course.can_repeat else MAX_ATTEMPTS)
+        timeouts = choice.target.timeouts or plan.route.timeouts
+        if timeouts.first_token_auto:
+            timeouts = bounded(self._targets, choice.target, timeouts, exchange.request, is_last=not plan.has_more)
+        run = Attempting(
             exchange,
             choice,
-            sink,
-            choice.target.timeouts or route.timeouts,
+            course.sink,
+            timeouts,
             self._budget,
             may_fall_back=onward.reserve,
-            deadline_at=patience.deadline_at,
+            deadline_at=course.patience.deadline_at,
             on_answer=trial.succeeded,
         )
+        if course.heart is not None:
+            run.claim = course.heart.follow
+        run.attempt.is_resend = is_fresh
+        exchange.attempts.append(run.attempt)
+        return Entrant(run, choice, trial, onward, partial(self._try, course, run, choice, trial, is_fresh=is_fresh))
 
-    def _may_attempt(self, sent: int, last: RelayError | None, patience: Patience, onward: Onward | None) -> bool:
+    def _may_attempt(self, course: "Course", before: Entrant | None) -> bool:
         """Tell whether one more attempt is within the bounds: their number, the budget, the caller's patience."""
-        if last is None:
+        if before is None:
             return True
         now = monotonic()
-        if sent >= MAX_ATTEMPTS or not patience.fits(now, 0.0):
+        sent = course.sent
+        if sent >= MAX_ATTEMPTS or not course.patience.fits(now, 0.0):
             return False
-        is_paid = onward is not None and onward.is_paid
-        return is_paid or not needs_budget(sent, is_same_target=False) or self._retries.take(now)
+        return before.onward.is_paid or not needs_budget(sent, is_same_target=False) or self._retries.take(now)
 
     def _trial(self, choice: Choice, *, is_forced: bool) -> Trial | None:
         breaker = self._targets.breaker(choice.target)
         permit = breaker.begin(monotonic(), is_forced=is_forced)
         return None if permit is None else Trial(breaker, permit, self._chance, is_own_account=not choice.target.upstream.is_passthrough)
+
+    def _note_hedgeable(self, course: "Course") -> bool:
+        """Count a request of a route with backups; tell whether it may have one."""
+        self._targets.hedging(course.plan.route).note_request(monotonic())
+        return course.can_repeat and course.plan.has_more
+
+    def _hedge_delay(self, course: "Course", choice: Choice) -> float | None:
+        hedge = course.plan.route.hedge
+        if hedge is None:
+            return None
+        request = course.exchange.request
+        lesson = self._targets.lesson(choice.target, request)
+        return delay_of(hedge, None if lesson is None else lesson.latencies, prompt_bytes(request))
+
+    def _back_up(self, course: "Course", first: Entrant) -> Entrant | None:
+        """Make ready a backup beside `first` on the next target that is well; None when that is beyond any bound."""
+        plan, hedge = course.plan, course.plan.route.hedge
+        now = monotonic()
+        sent = first.onward.sent + 1
+        if hedge is None or sent > MAX_ATTEMPTS or not course.patience.fits(now, 0.0):
+            return None
+        if not any(self._targets.breaker(choice.target).may_try(now) for choice in plan.left):
+            return None
+        if not self._targets.hedging(plan.route).may_hedge(now, hedge.at_most):
+            return None
+        while (choice := plan.next()) is not None:
+            trial = self._trial(choice, is_forced=False)
+            if trial is not None:
+                return self._enter(course, choice, trial, sent=sent)
+        return None
 
     def _advice(self, exchange: Exchange, last: RelayError, plan: RoutePlan) -> dict[str, str]:
         """Tell an SDK whether to try again: not when several targets have failed, for it would multiply their attempts."""
@@ -125,44 +182,67 @@ class Forwarder:
         is_spent = len({name_of(attempt.target) for attempt in exchange.attempts}) > 1
         return advice(None) if is_spent or judge(last, is_mapped=False).is_final else {}
 
-    async def _try(
-        self,
-        run: Attempting,
-        exchange: Exchange,
-        choice: Choice,
-        encode: Encode,
-        upload: Upload | None,
-        trial: Trial,
-        *,
-        is_fresh: bool,
-        can_resend: bool,
-    ) -> RelayError | None:
+    async def _try(self, course: "Course", run: Attempting, choice: Choice, trial: Trial, *, is_fresh: bool) -> RelayError | None:
+        exchange, attempt = course.exchange, run.attempt
         self._running.begin(run)
         self._targets.began(choice.target)
         try:
-            error = await run.run(self._upstreams, encode(choice), upload, is_fresh=is_fresh)
+            error = await run.run(self._upstreams, course.encode(choice), course.upload, is_fresh=is_fresh)
         except BaseException:
-            if exchange.outcome is None and run.attempt.meter.terminal_at is not None:
+            if run.is_beaten:
+                self._mark_beaten(run, exchange, trial)
+                raise
+            if exchange.outcome is None and attempt.meter.terminal_at is not None:
                 # The client hung up after the terminator: it has everything.
                 exchange.outcome = Outcome.COMPLETE
             # Our own cut of the client's connection cancels as well: by then the outcome says how the attempt ended.
-            _mark(run.attempt, exchange, None, choice)
+            _mark(attempt, exchange, None, choice)
             trial.over(None, exchange.outcome, is_mapped=choice.is_mapped)
             raise
         finally:
             self._running.end(run)
             self._targets.ended(choice.target)
-        _mark(run.attempt, exchange, error, choice)
-        if can_resend and isinstance(error, UpstreamError) and is_stale_connection(error, was_reused=run.was_reused):
+        _mark(attempt, exchange, error, choice)
+        if course.may_resend and isinstance(error, UpstreamError) and is_stale_connection(error, was_reused=run.was_reused):
             return error
         trial.over(error or run.refusal, exchange.outcome, is_mapped=choice.is_mapped)
-        self._learn(run.attempt)
+        learn(self._targets, attempt, exchange.request, error)
         return error
 
-    def _learn(self, attempt: Attempt) -> None:
-        first = attempt.meter.first_content_at
-        if first is not None and attempt.sent_at is not None:
-            self._targets.answered(attempt.target, first - attempt.sent_at)
+    def _mark_beaten(self, run: Attempting, exchange: Exchange, trial: Trial) -> None:
+        """Take note that another attempt has answered: this one is nobody's fault."""
+        run.attempt.result = AttemptResult.CANCELLED
+        trial.over(None, None, is_mapped=False)
+        learn_beaten(self._targets, run.attempt, exchange.request, monotonic())
+
+
+class Course:
+    """What all attempts of one exchange share."""
+
+    __slots__ = ("_stale", "can_repeat", "encode", "exchange", "heart", "may_resend", "patience", "plan", "sink", "upload")
+
+    def __init__(self, exchange: Exchange, plan: RoutePlan, sink: Sink, encode: Encode, upload: Upload | None) -> None:
+        self.exchange = exchange
+        self.plan = plan
+        self.sink = sink
+        self.encode = encode
+        self.upload = upload
+        self.patience = patience_of(exchange.request)
+        self.can_repeat = upload is None and is_repeatable(exchange.request)
+        self.may_resend = self.can_repeat
+        """Whether a stale connection may still be answered by a fresh one: once for an exchange."""
+        self.heart: Heart | None = None
+        self._stale = 0
+
+    @property
+    def sent(self) -> int:
+        """Return how many attempts have sent anything; one whose connection was stale does not count."""
+        return sum(attempt.sent_at is not None for attempt in self.exchange.attempts) - self._stale
+
+    def resend(self) -> None:
+        """Take note that the last attempt is made again."""
+        self.may_resend = False
+        self._stale = 1
 
 
 class Running(Protocol):

@@ -19,6 +19,7 @@ from relay.policy.routing import Choice
 from relay.policy.targets import Targets
 from relay.ports import Sink, Upload
 from relay.reception import Arrival, Reception
+from relay.wire.openai import error_event
 
 
 class Client(Sink, Protocol):
@@ -166,6 +167,12 @@ class Gateway:
         exchange.error_code = answer.code
         if exchange.outcome is None:
             exchange.outcome = _outcome_of(error, answer)
+        if exchange.is_begun_early:
+            # Heartbeats have begun the answer: what would have been its status goes into it.
+            if isinstance(error, Draining):
+                exchange.outcome = Outcome.DRAINED
+            client.cut(error_event(exchange.request.operation, answer.body()))
+            return
         if exchange.state is State.COMMITTED:
             # Nothing may follow the head of an answer but that answer: cut.
             client.cut(b"")

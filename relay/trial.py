@@ -17,7 +17,7 @@ from relay.policy.verdicts import judge
 class Onward:
     """Whether an attempt's refusal may be given up for another target: else it is passed on, which tells more than an error of ours."""
 
-    __slots__ = ("_patience", "_plan", "_retries", "_sent", "_targets", "is_paid")
+    __slots__ = ("_patience", "_plan", "_retries", "_targets", "has_rival", "is_paid", "sent")
 
     def __init__(self, plan: RoutePlan, targets: Targets, retries: RetryBudget, patience: Patience, *, sent: int) -> None:
         """Look at what `plan` has left; `sent` are the attempts made by then, this one included."""
@@ -25,19 +25,23 @@ class Onward:
         self._targets = targets
         self._retries = retries
         self._patience = patience
-        self._sent = sent
+        self.sent = sent
+        self.has_rival = False
+        """Whether another attempt is under way that may still answer."""
         self.is_paid = False
         """Whether the next attempt was taken from the budget already."""
 
     def reserve(self) -> bool:
         """Tell whether another target can be tried now; takes it from the budget, for others ask in the same moment."""
+        if self.has_rival:
+            return True
         now = monotonic()
-        if self._sent >= MAX_ATTEMPTS or not self._patience.fits(now, 0.0):
+        if self.sent >= MAX_ATTEMPTS or not self._patience.fits(now, 0.0):
             return False
         if not any(self._targets.breaker(choice.target).may_try(now) for choice in self._plan.left):
             return False
-        self.is_paid = needs_budget(self._sent, is_same_target=False) and self._retries.take(now)
-        return self.is_paid or not needs_budget(self._sent, is_same_target=False)
+        self.is_paid = needs_budget(self.sent, is_same_target=False) and self._retries.take(now)
+        return self.is_paid or not needs_budget(self.sent, is_same_target=False)
 
 
 class Trial:

@@ -41,7 +41,9 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "answering": _PURE_TOP | {"stream"},
     "attempt": _PURE_TOP | {"stream", "ports", "answering"},
     "trial": _PURE_TOP,
-    "forward": _PURE_TOP | {"stream", "ports", "attempt", "trial"},
+    "heartbeat": _BASE | {"stream", "ports", "attempt"},
+    "race": _PURE_TOP | {"stream", "ports", "attempt", "trial"},
+    "forward": _PURE_TOP | {"stream", "ports", "attempt", "trial", "heartbeat", "race"},
     "catalog": _BASE | {"policy"},
     "reception": _PURE_TOP | {"stream", "ports"},
     "planning": _PURE_TOP | {"catalog"},
@@ -51,7 +53,8 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "app": _HALL | {"demo", "telemetry", "transport"},
     "banner": frozenset({"config"}),
     "explain": _CORE,
-    "cli": frozenset({"policy", "app", "banner", "config", "explain", "telemetry"}),
+    "workers": _HALL | {"telemetry", "transport", "app"},
+    "cli": frozenset({"policy", "app", "workers", "banner", "config", "explain", "telemetry"}),
     "__main__": frozenset({"cli"}),
 }
 

@@ -10,14 +10,15 @@ import random
 import secrets
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from time import monotonic, time
 from typing import Any, Final
 
 from relay import __version__
+from relay.app.crew import Crew
 from relay.app.keywatch import KeyWatch
-from relay.app.listening import BACKLOG, listen, max_connections, url_of
+from relay.app.listening import listen, max_connections, serve, url_of
 from relay.app.pages import Pages
 from relay.app.reloading import Read, Reloads, fixed_changes
 from relay.attempt import Attempting
@@ -42,7 +43,7 @@ from relay.transport.credentials import Credentials
 from relay.transport.demo import DemoServer
 from relay.transport.downstream import Downstream, Page
 from relay.transport.fetch import fetch
-from relay.transport.listener import Incoming, RelayServer, Sent
+from relay.transport.listener import RelayServer
 from relay.transport.upstream import UpstreamPools
 
 FAST_EXIT_SECONDS: Final = 1.0
@@ -73,11 +74,14 @@ class Running:
 class App:
     """One relay."""
 
-    def __init__(self, config: Config, *, reload: Read | None, log_file: Any = None) -> None:
-        self._writer = LogWriter(log_file or sys.stderr.buffer)
+    def __init__(self, config: Config, *, reload: Read | None, log_file: Any = None, crew: Crew | None = None) -> None:
+        """Make a relay, one of several when it has a `crew`; it reads its configuration again with `reload`."""
+        self._crew = crew
+        worker = None if crew is None else crew.index
+        self._writer = LogWriter(log_file or sys.stderr.buffer, is_shared=crew is not None)
         is_terminal = (log_file or sys.stderr).isatty()
-        self._log = make_logger(self._writer, is_terminal=is_terminal)
-        self._request_log = RequestLog(self._log, make_request_line(self._writer, self._log, is_terminal=is_terminal))
+        self._log = make_logger(self._writer, is_terminal=is_terminal, worker=worker)
+        self._request_log = RequestLog(self._log, make_request_line(self._writer, self._log, is_terminal=is_terminal, worker=worker))
         self._config = config
         self._bound = (config.server, config.metrics)
         """What was in force when the listeners were made: a reload cannot change it."""
@@ -103,14 +107,14 @@ class App:
         self._stopping = asyncio.Event()
         self._is_hurried = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self._pages = Pages(self._metrics, self._stopping.is_set)
-        self._reloads = Reloads(reload, self._adopt, self._refused, self._log)
+        self._pages = Pages(self._metrics, self._stopping.is_set, crew)
+        self._reloads = Reloads(reload, self._change, self._refused, self._log)
         self._key_watch = KeyWatch(self._use_keys, self._log)
 
     async def start(self) -> str:
         """Listen; return the address to use. Raises OSError when the address cannot be had."""
         config = self._config
-        sock = listen(config.server.host, config.server.port)
+        sock = listen(config.server.host, config.server.port, is_shared=self._crew is not None)
         await self._start_demo(config)
         forwarder = Forwarder(self._pools, self._running, HoldBudget(), self._targets, random.random)
         self._gateway = Gateway(
@@ -123,10 +127,11 @@ class App:
             make_id=lambda: secrets.token_hex(16),
             lateness=self._lateness.between,
         )
-        own = None if config.metrics.host is None else listen(config.metrics.host, config.metrics.port)
-        await self._serve(sock, self._pages.by_path(has_metrics=own is None), is_api=True)
+        has_own = config.metrics.host is not None
+        own = listen(config.metrics.host, config.metrics.port) if config.metrics.host is not None and self._crew is None else None
+        await self._serve(sock, self._pages.by_path(has_metrics=not has_own), self._gateway)
         if own is not None:
-            await self._serve(own, self._pages.by_path(has_metrics=True), is_api=False)
+            await self._serve(own, self._pages.by_path(has_metrics=True), None)
         self._metrics.loaded(is_good=True, unix_time=time())
         self._lag = LagTimer(self._lateness, self._metrics.lagged)
         self._tell_about(config)
@@ -134,13 +139,10 @@ class App:
         self._spawn(self._warm_up(config))
         return url_of(sock)
 
-    async def _serve(self, sock: socket.socket, pages: dict[str, Page], *, is_api: bool) -> None:
-        assert self._gateway is not None
+    async def _serve(self, sock: socket.socket, pages: dict[str, Page], gateway: Gateway | None) -> None:
         settings = self._bound[0]
-        downstream = Downstream(self._gateway, settings, pages, is_api=is_api)
-        server = RelayServer(_handler(downstream), max_connections=max_connections(settings), on_failure=self._on_failure)
-        listener = await asyncio.get_running_loop().create_server(server, sock=sock, backlog=BACKLOG)
-        self._servers.append((server, listener))
+        limit = max_connections(settings, 1 if self._crew is None else self._crew.total)
+        self._servers.append(await serve(sock, Downstream(gateway, settings, pages), limit, self._on_failure))
 
     async def _start_demo(self, config: Config) -> None:
         if self._demo is None and any(upstream.kind is Kind.DEMO for upstream in config.upstreams.values()):
@@ -176,22 +178,41 @@ class App:
 
     def stop(self) -> None:
         """Begin to drain; a second call ends everything at once."""
-        self._is_hurried = self._stopping.is_set()
+        if self._stopping.is_set():
+            self.hurry()
+        self.drain()
+
+    def drain(self) -> None:
+        """Begin to drain, if that has not begun."""
+        self._stopping.set()
+
+    def hurry(self) -> None:
+        """End everything at once."""
+        self._is_hurried = True
         self._stopping.set()
 
     def reload(self) -> None:
         """Swap in a new configuration, or keep the old one and say why."""
         self._reloads.ask()
 
-    async def _adopt(self, config: Config) -> None:
-        """Put `config` in force. Raises, and changes nothing, when it cannot be."""
-        assert self._gateway is not None
+    async def _change(self, config: Config) -> None:
+        self.adopt(await self.prepare(config))
+        self._log.info("reload", result="ok", routes=len(config.routes), upstreams=len(config.upstreams))
+
+    async def prepare(self, config: Config) -> Snapshot:
+        """Build what `config` means, and change nothing. Raises when it cannot be put in force."""
         await self._start_demo(config)
         snapshot = self._snapshot(config)
         # What counts is where the relay listens now, not where the new file would have it listen.
         exposed = needs_keys((self._bound[0].host, self._bound[0].port), has_keys=config.asks_for_key)
         if exposed is not None:
             raise ValueError(exposed)
+        return snapshot
+
+    def adopt(self, snapshot: Snapshot) -> None:
+        """Put what was prepared in force."""
+        assert self._gateway is not None
+        config = snapshot.config
         self._tell_about(config)
         self._pools.forget_trust()
         self._config = config
@@ -200,7 +221,6 @@ class App:
         self._gateway.snapshot = snapshot
         self._key_watch.follow(config.key_store)
         self._metrics.loaded(is_good=True, unix_time=time())
-        self._log.info("reload", result="ok", routes=len(config.routes), upstreams=len(config.upstreams))
 
     def _use_keys(self, stored: Mapping[bytes, Key]) -> None:
         """Put what the file of stored keys now holds in force."""
@@ -218,11 +238,17 @@ class App:
 
     def _tell_about(self, config: Config) -> None:
         """Log what a person should know of a new configuration, above all what of it has no effect before a restart."""
+        if self._crew is not None:  # their supervisor tells it once
+            return
         for warning in config.warnings:
             self._log.warning("configuration", message=warning)
         fixed = fixed_changes(config, self._bound)
         if fixed:
             self._log.warning("reload", message=f"{', '.join(fixed)} cannot change while the relay runs; restart it")
+
+    def dump(self) -> Iterator[bytes]:
+        """Yield what was counted, in pieces for the registry of a whole crew."""
+        return self._metrics.dump()
 
     async def run(self) -> None:
         """Serve until told to stop, then drain."""
@@ -259,13 +285,6 @@ class App:
             await self._demo.stop()
         await asyncio.sleep(0)
         self._writer.close()
-
-
-def _handler(downstream: Downstream) -> Callable[[Incoming], Any]:
-    async def handle(incoming: Incoming) -> Sent:
-        return await downstream.handle(incoming)
-
-    return handle
 
 
 def _with_demo(config: Config, url: str) -> Config:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from relay.config.tree import Config, Metrics, Server
 
-FIXED_SETTINGS: Final = ("max_header", "max_connections", "cors_origins", "trusted_proxies", "loop")
+FIXED_SETTINGS: Final = ("max_header", "max_connections", "cors_origins", "trusted_proxies", "loop", "workers")
 """Settings of `server` that the listeners were made with."""
 
 Read = Callable[[], Config]

@@ -61,6 +61,7 @@ def _server(given: models.Server, host: str, port: int) -> Server:
         trusted_proxies=tuple(given.trusted_proxies),
         loop=given.loop,
         drain=given.drain,
+        workers=given.workers,
     )
 
 

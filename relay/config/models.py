@@ -20,7 +20,10 @@ from relay.config.fields import (
     Duration,
     Expiry,
     FirstContent,
+    FirstToken,
     HeaderName,
+    HedgeAfter,
+    HedgeShare,
     Kind,
     Listen,
     Loop,
@@ -35,6 +38,7 @@ from relay.config.fields import (
     Text,
     Vendor,
     Weight,
+    Workers,
     or_variable,
     setting,
 )
@@ -46,8 +50,10 @@ _STRICT: Final = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=Tr
 _CONNECT: Final = setting(5.0, "How long connecting may take, TLS included.", "5s", shown="5s")
 _FIRST_TOKEN: Final = setting(
     120.0,
-    "How long an upstream may take until its first event or, without streaming, its answer.",
+    "How long an upstream may take until its first event or, without streaming, its answer. With `auto` it is learned per target"
+    " and size of prompt; until enough is known, and as the most there is, the next wider setting holds.",
     "90s",
+    "auto",
     shown="120s",
 )
 _BETWEEN_TOKENS: Final = setting(120.0, "How long an upstream may be silent in the middle of an answer.", "30s", shown="120s")
@@ -59,7 +65,7 @@ class Timeouts(BaseModel):
     model_config = _STRICT
 
     connect: Duration = _CONNECT
-    first_token: Duration = _FIRST_TOKEN
+    first_token: FirstToken = _FIRST_TOKEN
     between_tokens: Duration = _BETWEEN_TOKENS
     write: Duration = setting(30.0, "How long a client may read nothing before it is cut.", "30s", shown="30s")
     total: Duration = setting(3600.0, "How long one exchange may take in all.", "10m", "1h", shown="1h")
@@ -71,7 +77,7 @@ class TargetTimeouts(BaseModel):
     model_config = _STRICT
 
     connect: Duration = _CONNECT
-    first_token: Duration = _FIRST_TOKEN
+    first_token: FirstToken = _FIRST_TOKEN
     between_tokens: Duration = _BETWEEN_TOKENS
 
 
@@ -96,6 +102,7 @@ class Server(BaseModel):
     trusted_proxies: list[Network] = setting([], "Addresses or networks whose X-Forwarded-For is believed.", ["10.0.0.0/8"], shown=[])
     loop: Loop = setting("auto", "Event loop: uvloop where it is installed (auto), uvloop, or asyncio.", "auto", shown="auto")
     drain: Duration = setting(30.0, "How long open streams may go on after a stop was asked for.", "30s", shown="30s")
+    workers: Workers = setting(1, "How many processes serve; `auto`: one for each core.", "auto", 4, shown=1)
 
 
 class Upstream(BaseModel):
@@ -154,6 +161,34 @@ class Target(BaseModel):
         return value
 
 
+class Hedge(BaseModel):
+    """When a backup attempt starts on another target beside one that is slow."""
+
+    model_config = _STRICT
+
+    after: HedgeAfter = setting(
+        None,
+        "How long the first target may go without content; p95 is learned from its answers to prompts of that size.",
+        "p95",
+        "800ms",
+        shown="p95",
+    )
+    at_most: HedgeShare = setting(
+        0.05, "Largest share of the route's requests that may cost an attempt more, over a minute.", "5%", shown="5%"
+    )
+
+
+class Heartbeat(BaseModel):
+    """Comments for clients that would give up on a silent stream."""
+
+    model_config = _STRICT
+
+    after: Duration = setting(
+        15.0, "How long a stream may be silent before the answer is begun. Up to then errors are real statuses.", "15s", shown="15s"
+    )
+    every: Duration = setting(15.0, "How often a comment is sent while there is nothing else to send.", "15s", shown="15s")
+
+
 def _listed(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
@@ -199,6 +234,10 @@ class Route(BaseModel):
         "header:x-session-id",
         shown="none",
     )
+    hedge: Hedge | None = setting(
+        None, "Starts a backup attempt on another target when the first is slow. Left out: never.", {"after": "p95", "at_most": "5%"}
+    )
+    heartbeat: Heartbeat | None = setting(None, "Sends comments into silent streams. Left out: never.", {"after": "15s", "every": "15s"})
     timeouts: Timeouts = setting(Timeouts(), "Timeouts that differ on this route, for all its targets.", {"first_token": "45s"})
 
     @model_validator(mode="before")

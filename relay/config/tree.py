@@ -38,6 +38,8 @@ class Timeouts:
 
     connect: float = 5.0
     first_token: float = 120.0
+    first_token_auto: bool = False
+    """Whether `first_token` is learned per target; the number is then what holds until enough is known, and the ceiling."""
     between_tokens: float = 120.0
     write: float = 30.0
     total: float = 3600.0
@@ -125,6 +127,24 @@ class Affinity:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Hedge:
+    """When a backup attempt starts beside a slow first one."""
+
+    after: float | None = None
+    """Seconds without content; None for the learned 95th percentile."""
+    at_most: float = 0.05
+    """Largest share of requests that may cost an attempt more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heartbeat:
+    """Comments for clients that give up on silence: the answer begins after the grace period, comments follow regularly."""
+
+    after: float = 15.0
+    every: float = 15.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
     """A model name, or a pattern that ends in `*`, and where it goes."""
 
@@ -137,6 +157,8 @@ class Route:
     """Tried in order when `targets` have failed."""
     strategy: Strategy = Strategy.ORDERED
     affinity: Affinity = field(default_factory=Affinity)
+    hedge: Hedge | None = None
+    heartbeat: Heartbeat | None = None
 
     @property
     def all_targets(self) -> tuple[Target, ...]:
@@ -181,6 +203,8 @@ class Server:
     loop: str = "auto"
     """auto (uvloop where it is installed), uvloop or asyncio."""
     drain: float = 30.0
+    workers: int | None = 1
+    """How many processes serve; None: one for each core."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

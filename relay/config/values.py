@@ -17,6 +17,8 @@ MAX_DURATION: Final = 24 * 3600.0
 MAX_SIZE: Final = 2**30
 """Bodies are held in memory; a gibibyte is more than any of them."""
 MAX_COUNT: Final = 10**9
+MAX_WORKERS: Final = 256
+"""More than the largest machines have cores for."""
 
 _DURATION: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h)")
 _SECONDS: Final[Mapping[str, float]] = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -64,6 +66,37 @@ def parse_duration(value: object) -> float:
     return seconds
 
 
+def parse_first_token(value: object) -> float | None:
+    """Return seconds, or None for `auto`: learned from what came before."""
+    return None if value == "auto" else _parse_duration_or(value, "auto")
+
+
+def parse_hedge_after(value: object) -> float | None:
+    """Return seconds, or None for `p95`: the learned percentile."""
+    return None if value == "p95" else _parse_duration_or(value, "p95")
+
+
+def _parse_duration_or(value: object, word: str) -> float:
+    try:
+        return parse_duration(value)
+    except ValueError as error:
+        # Who wrote a number did not mean the word.
+        is_number = isinstance(value, str) and value[:1].isdigit()
+        raise ValueError(str(error) if is_number else f"{error}; or {word}") from None
+
+
+def parse_hedge_share(value: object) -> float:
+    """Return a part of one: more than none, and at most half of all requests."""
+    expected = "a share such as 5%, at most 50%"
+    found = _PERCENTAGE.fullmatch(parse_text(value, expected))
+    if found is None:
+        raise ValueError(f"expected {expected}")
+    share = float(found[1]) / 100
+    if not 0 < share <= 0.5:
+        raise ValueError(f"expected {expected} and more than 0%")
+    return share
+
+
 def parse_first_content(value: object) -> float:
     """Return the seconds of a promise: from 10 ms to 2 minutes, the range that the histograms cover."""
     seconds = parse_duration(value)
@@ -103,6 +136,17 @@ def parse_count(value: object) -> int:
     if not 0 < count <= MAX_COUNT:
         raise ValueError(f"expected {expected}, more than zero")
     return count
+
+
+def parse_workers(value: object) -> int | None:
+    """Return how many processes may serve; None for as many as there are cores."""
+    expected = f"auto, or a number of processes from 1 to {MAX_WORKERS}"
+    text = parse_text(value, expected)
+    if text == "auto":
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 4 and 1 <= int(text) <= MAX_WORKERS):
+        raise ValueError(f"expected {expected}")
+    return int(text)
 
 
 def parse_weight(value: object) -> int:

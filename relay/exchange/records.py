@@ -220,6 +220,8 @@ class StreamMeter:
     first_reasoning_at: float | None = None
     first_content_at: float | None = None
     """First text, reasoning or tool-call event."""
+    first_text_at: float | None = None
+    """First event of the answer proper: text or a tool call. None while only reasoning has come."""
     last_content_at: float = 0.0
     content_events: int = 0
     terminal_at: float | None = None
@@ -274,6 +276,8 @@ class Attempt:
     result: AttemptResult | None = None
     error_code: str | None = None
     is_resend: bool = False
+    hedge_won: bool | None = None
+    """Of a backup beside a slow attempt, whether its content came first; None for every other attempt."""
     body_ended_at: float | None = None
     """When the upstream's bytes stopped."""
 
@@ -286,6 +290,7 @@ class Exchange:
     state: State = State.RECEIVED
     route: Route | None = None
     attempts: list[Attempt] = field(default_factory=list)
+    """In the order they began, but the one that answers last."""
     status: int | None = None
     outcome: Outcome | None = None
     error_code: str | None = None
@@ -301,6 +306,8 @@ class Exchange:
     """When the client took nothing, the short times left out."""
     advice: Mapping[str, str] = field(default_factory=dict)
     """Headers that tell the caller's SDK whether another try is worth it, when every target has failed."""
+    is_begun_early: bool = False
+    """Whether the client has a response head and comments of ours, and no byte of an upstream."""
     is_rewritten: str | None = None
     """Why the bytes are not the upstream's own, or None when they are."""
 

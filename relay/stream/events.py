@@ -38,6 +38,11 @@ class EventRelay:
         self.feed = self._feed_held
         """Take body bytes with the instant they came: replaced at each stage, so that no stage pays for another's checks."""
 
+    @property
+    def at_boundary(self) -> bool:
+        """Tell whether what was passed ends between two events, and another may follow."""
+        return self._is_committed and self._meter.terminal_at is None and self._observer.at_boundary
+
     def _feed_held(self, data: bytes, now: float) -> None:
         meter = self._meter
         meter.last_byte_at = now

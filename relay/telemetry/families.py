@@ -107,6 +107,11 @@ FALLBACKS: Final = Family(
     help="Requests that moved on to another upstream, by cause.",
     labels=("route", "from_upstream", "to_upstream", "reason"),
 )
+HEDGES: Final = Family(
+    name="relay_hedges_total",
+    help="Backup attempts started beside a slow one, by whether the backup's content came first.",
+    labels=("route", "won"),
+)
 KEY_REQUESTS: Final = Family(name="relay_key_requests_total", help="Client requests finished, by key.", labels=("key", "outcome"))
 KEY_TOKENS: Final = Family(name="relay_key_tokens_total", help="Tokens, by key and type.", labels=("key", "type"))
 FIDELITY: Final = Family(
@@ -163,6 +168,13 @@ LABEL_OVERFLOW: Final = Family(
     labels=("label",),
 )
 LOG_DROPPED: Final = Family(name="relay_log_events_dropped_total", help="Log events dropped because the log writer was behind.")
+
+WORKERS: Final = Family(name="relay_workers", help="Worker processes, by state; none with a single process.", labels=("state",))
+WORKER_EXITS: Final = Family(
+    name="relay_worker_exits_total",
+    help="Worker processes that ended, by reason: exit (by themselves), error (with an error code) or killed (by a signal).",
+    labels=("reason",),
+)
 
 
 def all_families() -> tuple[Family, ...]:

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from datetime import UTC, datetime
 from typing import Any, BinaryIO, Final
 
@@ -22,13 +22,17 @@ QUEUE_LINES: Final = 10_000
 BATCH_SECONDS: Final = 0.01
 """How long the writer waits for more lines before it writes."""
 MAX_VALUE: Final = 512
+PIPE_BYTES: Final = 4096
+"""What Linux writes into a pipe without mixing it with what others write (PIPE_BUF); POSIX promises 512."""
 
 
 class LogWriter:
     """Writes lines in a thread of its own, in batches: a thread that wakes for each line would take turns with the streams."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, *, is_shared: bool = False) -> None:
+        """Write to `file`; when it `is_shared` with other processes, in pieces that a pipe does not mix with theirs."""
         self.dropped = 0
+        self._is_shared = is_shared
         self._file = file
         self._lines: deque[bytes] = deque()
         self._is_closing = False
@@ -60,12 +64,28 @@ class LogWriter:
             lines = [self._lines.popleft() for _ in range(len(self._lines))]
             if not lines:
                 continue
-            lines.append(b"")
-            try:
-                self._file.write(b"\n".join(lines))
-                self._file.flush()
-            except (OSError, ValueError):
-                self.dropped += len(lines) - 1
+            for piece in _pieces(lines) if self._is_shared else (lines,):
+                self._write(piece)
+
+    def _write(self, lines: list[bytes]) -> None:
+        try:
+            self._file.write(b"\n".join([*lines, b""]))
+            self._file.flush()
+        except (OSError, ValueError):
+            self.dropped += len(lines)
+
+
+def _pieces(lines: list[bytes]) -> Iterator[list[bytes]]:
+    """Yield lines together as long as a pipe takes them as one; a single longer line stays whole and takes its chance."""
+    piece: list[bytes] = []
+    size = 0
+    for line in lines:
+        if piece and size + len(line) + 1 > PIPE_BYTES:
+            yield piece
+            piece, size = [], 0
+        piece.append(line)
+        size += len(line) + 1
+    yield piece
 
 
 class _Bound:
@@ -86,7 +106,7 @@ Line = Callable[[dict[str, Any]], None]
 """Writes one `request` event with these fields."""
 
 
-def make_request_line(writer: LogWriter, log: Any, *, is_terminal: bool) -> Line:
+def make_request_line(writer: LogWriter, log: Any, *, is_terminal: bool, worker: int | None = None) -> Line:
     """Return what writes the canonical line: straight to the writer as JSON, since every request pays for it."""
     if is_terminal:
         return lambda fields: log.info(**fields)
@@ -98,19 +118,21 @@ def make_request_line(writer: LogWriter, log: Any, *, is_terminal: bool) -> Line
                 fields[name] = _visible(value)
         fields["level"] = "info"
         fields["ts"] = datetime.now(UTC).isoformat()
+        if worker is not None:
+            fields["worker"] = worker
         writer.put(_json_line(fields))
 
     return write
 
 
-def make_logger(writer: LogWriter, *, is_terminal: bool) -> Any:
-    """Return a structlog logger that renders for people on a terminal, and as JSON elsewhere."""
+def make_logger(writer: LogWriter, *, is_terminal: bool, worker: int | None = None) -> Any:
+    """Return a structlog logger that renders for people on a terminal, and as JSON elsewhere; lines carry the number of the `worker`."""
     renderer: Any
     if is_terminal:
         renderer = structlog.dev.ConsoleRenderer(colors=sys.platform != "win32", sort_keys=False)
     else:
         renderer = structlog.processors.JSONRenderer(serializer=_encode)
-    return structlog.wrap_logger(
+    log = structlog.wrap_logger(
         _Bound(writer),
         processors=[
             structlog.processors.add_log_level,
@@ -121,6 +143,7 @@ def make_logger(writer: LogWriter, *, is_terminal: bool) -> Any:
         ],
         wrapper_class=structlog.make_filtering_bound_logger(20),
     )
+    return log if worker is None else log.bind(worker=worker)
 
 
 _json_line: Final = msgspec.json.Encoder(enc_hook=repr).encode

@@ -110,6 +110,8 @@ class Metrics:
                     number(f.REQUESTS, "chat", route, stream, _USUAL_CODE[outcome], outcome.value)
         for name, configured in config.routes.items():
             route = fold("route", name)
+            for won in ("true", "false") if configured.hedge is not None else ():
+                number(f.HEDGES, route, won)
             number(f.BACKPRESSURE, route)
             for blame in Blame:
                 number(f.GAP, route, blame.value)
@@ -211,8 +213,11 @@ class Metrics:
             number(f.ATTEMPTS, route, upstream, (attempt.result or AttemptResult.CANCELLED).value).inc()
             if attempt.is_resend:
                 number(f.RESENDS, upstream).inc()
-            elif previous is not None and previous.result is not None:
+            elif previous is not None and previous.result not in (None, AttemptResult.CANCELLED):
+                # One that was cancelled did not fail: another was quicker.
                 number(f.FALLBACKS, route, fold("upstream", previous.target.upstream.name), upstream, previous.result.value).inc()
+            if attempt.hedge_won is not None:
+                number(f.HEDGES, route, _flag(attempt.hedge_won)).inc()
             first = attempt.meter.first_content_at
             if first is not None and attempt.sent_at is not None:
                 self.registry.histogram(f.UPSTREAM_TIME_TO_FIRST_TOKEN, upstream).observe(first - attempt.sent_at)

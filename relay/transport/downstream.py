@@ -122,12 +122,11 @@ class HttpArrival:
 class Downstream:
     """Answers the requests of one listener."""
 
-    __slots__ = ("_gateway", "_is_api", "_pages", "_server", "_trusted")
+    __slots__ = ("_gateway", "_pages", "_server", "_trusted")
 
-    def __init__(self, gateway: Gateway, server: Server, pages: dict[str, Page], *, is_api: bool = True) -> None:
-        """Send /v1 to `gateway` if this listener `is_api`; `pages` are the relay's own paths."""
+    def __init__(self, gateway: Gateway | None, server: Server, pages: dict[str, Page]) -> None:
+        """Send /v1 to `gateway`, None for a listener that only tells about the relay; `pages` are the relay's own paths."""
         self._gateway = gateway
-        self._is_api = is_api
         self._server = server
         self._pages = pages
         self._trusted = tuple(ipaddress.ip_network(entry, strict=False) for entry in server.trusted_proxies)
@@ -143,7 +142,7 @@ class Downstream:
             protocol,
             is_head=arrival.method == "HEAD",
             has_chunks=arrival.is_http11,
-            keep_alive=not incoming.message.should_close and arrival.fault is None and not (self._is_api and self._gateway.is_draining),
+            keep_alive=not incoming.message.should_close and arrival.fault is None and not self._is_last,
             write_seconds=30.0,
             cors=cors,
             is_request_whole=incoming.payload.is_eof,
@@ -158,13 +157,17 @@ class Downstream:
         finally:
             sink.release()
         is_read = incoming.payload.is_eof()
-        is_last = self._is_api and self._gateway.is_draining
-        return Sent(keep_alive=sink.keep_alive and is_read and not sink.is_closed and not is_last)
+        return Sent(keep_alive=sink.keep_alive and is_read and not sink.is_closed and not self._is_last)
+
+    @property
+    def _is_last(self) -> bool:
+        """Whether this request is the last of its connection, because no more are taken."""
+        return self._gateway is not None and self._gateway.is_draining
 
     async def _answer(self, arrival: HttpArrival, sink: ClientSink, *, is_preflight: bool) -> None:
         if is_preflight and header(arrival.headers, b"access-control-request-method") is not None:
             sink.answer(204, _preflight(arrival.headers), b"")
-        elif self._is_api and (arrival.path.startswith("/v1/") or arrival.path == "/v1"):
+        elif self._gateway is not None and (arrival.path.startswith("/v1/") or arrival.path == "/v1"):
             await self._gateway.serve(arrival, sink)
         elif arrival.fault is not None:
             _refuse(sink, arrival.fault)

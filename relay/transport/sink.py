@@ -195,13 +195,13 @@ class ClientSink:
 
     def _relay_headers(self, exchange: Exchange, head: ResponseHead) -> list[tuple[bytes, bytes]]:
         request_id = exchange.request.id.encode("ascii")
-        attempt = exchange.attempts[-1]
         lines = [
             (b"x-relay-request-id", request_id),
             (b"x-relay-route", header_name(exchange.route.name if exchange.route is not None else "")),
-            (b"x-relay-upstream", header_name(attempt.target.upstream.name)),
-            (b"x-relay-attempts", b"%d" % len(exchange.attempts)),
         ]
+        if not exchange.is_begun_early:
+            lines.append((b"x-relay-upstream", header_name(exchange.attempts[-1].target.upstream.name)))
+            lines.append((b"x-relay-attempts", b"%d" % len(exchange.attempts)))
         if header(head.headers, b"x-request-id") is None:
             lines.append((b"x-request-id", request_id))
         if header(head.headers, b"x-should-retry") is None:
