@@ -76,9 +76,9 @@ RUNS = {
             model=Script(events=IDLE_EVENTS, interval_us=3_600_000_000).name(),
             with_direct=False,
         ),
+        Run(name="body-1mib", pattern="closed", connections=2, model=JSON_MODEL, body_bytes=2**20, window_seconds=2.5),
         Run(name="scrape", pattern="hold", connections=200, model=replace(_SPARSE, interval_us=50_000).name(), only_relay=True),
         Run(name="clocks", pattern="script", connections=0, model="clock", only_relay=True),
-        Run(name="body-1mib", pattern="closed", connections=2, model=JSON_MODEL, body_bytes=2**20, window_seconds=2.5),
     )
 }
 

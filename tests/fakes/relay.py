@@ -250,6 +250,8 @@ class RelayProcess:
             if response.status != 200:
                 return  # its metrics are elsewhere
             metrics = Metrics.parse(response.body.decode())
+            if metrics.sum("relay_worker_exits_total"):
+                return  # what a killed worker had in flight is in no account
             started = metrics.sum("relay_requests_started_total")
             told = {name: metrics.sum(name) for name in ACCOUNTS}
             if sum(told.values()) == started:  # a page is put together in steps, between which requests begin and end
