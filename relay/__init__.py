@@ -5,6 +5,7 @@ The life of a request, and the room each step happens in:
 1. `transport` reads the head off the client's connection and hands the request to the `gateway`. Its `reception` finds the
    key, lets `wire.body` parse the body once, and makes a `ClientRequest`.
 2. `planning` has `policy.routing` turn the model's name into an ordered plan of targets.
+   `admission` measures it against the limits of its key and route, which a limiter of `stores` counts.
 3. `forward` takes the next target; a provider (`providers`) encodes the request for it. -> `UpstreamRequest`
    Where the route asks for it, `race` starts a second beside a slow one, and `heartbeat` fills a silence with comments.
 4. An `attempt` has `transport.upstream` connect, send and read the answer's head; `answering` chooses how its body is relayed.
@@ -23,8 +24,9 @@ Who may import whom (a test checks it), lowest first:
 
     errors <- config <- exchange <- wire, policy <- providers, dialects <- stream
     stream <- answering, ports <- attempt, trial <- race, heartbeat <- forward
-    forward, reception, planning <- gateway <- transport <- app <- workers <- cli
+    forward, reception, planning, admission <- gateway <- transport <- app <- workers <- cli
     exchange <- telemetry <- app
+    policy <- stores <- app
 
 From `errors` up to `stream` nothing does I/O, reads a clock or rolls a die, `config`'s loader excepted: time and chance come in
 as arguments. `ports` declares what `attempt` and `forward` need from `transport`. From the upstream's socket to the client's a

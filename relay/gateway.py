@@ -10,14 +10,15 @@ from time import monotonic
 from typing import Protocol
 from urllib.parse import unquote
 
+from relay.admission import Admission
 from relay.config.tree import Key, Upstream
-from relay.errors import ClientError, Draining, ErrorAnswer, InternalError, Overloaded, RelayError, error_answer
+from relay.errors import LIMIT_CODES, ClientError, Draining, ErrorAnswer, InternalError, Overloaded, RelayError, error_answer
 from relay.exchange import Exchange, Lateness, Operation, Outcome, Span, State, Summary, UpstreamRequest, summarize
 from relay.forward import Forwarder
 from relay.planning import Planner, Snapshot
 from relay.policy.routing import Choice
 from relay.policy.targets import Targets
-from relay.ports import Sink, Upload
+from relay.ports import Limiter, Sink, Upload
 from relay.reception import Arrival, Reception
 from relay.wire.openai import error_event
 
@@ -56,6 +57,9 @@ class Observer(Protocol):
     def ended(self, exchange: Exchange, summary: Summary) -> None:
         """It is over: called exactly once."""
 
+    def violated(self, identity: str) -> None:
+        """An accounting identity of this name does not hold."""
+
     def crashed(self, exchange: Exchange, error: BaseException) -> None:
         """A bug of ours ended it."""
 
@@ -64,6 +68,7 @@ class Gateway:
     """Serves the requests under /v1."""
 
     __slots__ = (
+        "_admission",
         "_credential",
         "_forwarder",
         "_lateness",
@@ -81,6 +86,7 @@ class Gateway:
         observer: Observer,
         *,
         targets: Targets,
+        limiter: Limiter,
         credential: Callable[[Upstream], bytes | None],
         make_id: Callable[[], str],
         chance: Callable[[], float] = lambda: 0.5,
@@ -91,6 +97,7 @@ class Gateway:
         self.is_draining = False
         """Whether new work is refused."""
         self._forwarder = forwarder
+        self._admission = Admission(limiter)
         self._observer = observer
         self._credential = credential
         self._lateness = lateness
@@ -148,8 +155,14 @@ class Gateway:
                 is_upload=upload is not None,
             )
 
+        prices = snapshot.config.prices
+        ticket = await self._admission.admit(exchange, plan, prices)
         exchange.admitted_at = monotonic()
-        await self._forwarder.run(exchange, plan, client, encode, upload)
+        try:
+            await self._forwarder.run(exchange, plan, client, encode, upload)
+        finally:
+            for identity in self._admission.settle(exchange, ticket, prices):
+                self._observer.violated(identity)
 
     async def _list_models(self, exchange: Exchange, snapshot: Snapshot, client: Client) -> None:
         request = exchange.request
@@ -196,7 +209,7 @@ class Gateway:
 
 def _own_headers(exchange: Exchange) -> list[tuple[bytes, bytes]]:
     request_id = exchange.request.id.encode("ascii")
-    return [(b"x-relay-request-id", request_id), (b"x-request-id", request_id)]
+    return [(b"x-relay-request-id", request_id), (b"x-request-id", request_id), *exchange.limit_headers]
 
 
 def _outcome_of(error: RelayError, answer: ErrorAnswer) -> Outcome:
@@ -204,6 +217,8 @@ def _outcome_of(error: RelayError, answer: ErrorAnswer) -> Outcome:
         case ClientError(code="request_timeout"):
             return Outcome.CLIENT_STALLED
         case ClientError():
+            if error.code in LIMIT_CODES:
+                return Outcome.RATE_LIMITED
             return Outcome.UNAUTHORIZED if answer.status in (401, 403) or error.code == "too_many_failures" else Outcome.INVALID_REQUEST
         case Draining() | Overloaded():
             return Outcome.OVERLOADED

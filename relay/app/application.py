@@ -16,6 +16,7 @@ from time import monotonic, time
 from typing import Any, Final
 
 from relay import __version__
+from relay.app.accounts import Accounts
 from relay.app.crew import Crew
 from relay.app.keywatch import KeyWatch
 from relay.app.listening import listen, max_connections, serve, url_of
@@ -34,6 +35,7 @@ from relay.planning import Snapshot
 from relay.policy.routing import Router
 from relay.policy.targets import Targets
 from relay.providers.openai import OpenAIProvider
+from relay.stores import SLOTS_IDENTITY, TOKENS_IDENTITY
 from relay.stream import HoldBudget
 from relay.telemetry.lag import LagTimer, Lateness
 from relay.telemetry.logs import LogWriter, RequestLog, make_logger, make_request_line
@@ -85,6 +87,7 @@ class App:
         self._config = config
         self._bound = (config.server, config.metrics)
         """What was in force when the listeners were made: a reload cannot change it."""
+        self._state_dir = config.state_dir
         self._credentials = Credentials()
         self._pools = UpstreamPools(lambda upstream, seconds: self._metrics.connected(upstream, seconds))
         self._running = Running()
@@ -96,7 +99,12 @@ class App:
             connections=self._pools.counts,
             dropped=lambda: self._writer.dropped,
             standings=lambda: [(target.name, target.health.value) for target in self._targets.standings(monotonic())],
+            shares=lambda: self._accounts.shares() if self._accounts is not None else (),
+            reserved=lambda: self._accounts.reserved() if self._accounts is not None else {},
+            identities=(SLOTS_IDENTITY, TOKENS_IDENTITY),
         )
+        self._observers = Observers((self._metrics, self._request_log))
+        self._accounts: Accounts | None = None
         self._lateness = Lateness()
         self._lag: LagTimer | None = None
         self._demo: DemoServer | None = None
@@ -114,14 +122,16 @@ class App:
     async def start(self) -> str:
         """Listen; return the address to use. Raises OSError when the address cannot be had."""
         config = self._config
+        self._accounts = Accounts(config.state_dir or (None if self._crew is None else self._crew.directory))
         sock = listen(config.server.host, config.server.port, is_shared=self._crew is not None)
         await self._start_demo(config)
         forwarder = Forwarder(self._pools, self._running, HoldBudget(), self._targets, random.random)
         self._gateway = Gateway(
             self._snapshot(config),
             forwarder,
-            Observers((self._metrics, self._request_log)),
+            self._observers,
             targets=self._targets,
+            limiter=self._accounts.ledger,
             chance=random.random,
             credential=self._credentials.current,
             make_id=lambda: secrets.token_hex(16),
@@ -137,6 +147,7 @@ class App:
         self._tell_about(config)
         self._key_watch.follow(config.key_store)
         self._spawn(self._warm_up(config))
+        self._spawn(self._accounts.watch(lambda: self._metrics.in_flight, self._observers.violated))
         return url_of(sock)
 
     async def _serve(self, sock: socket.socket, pages: dict[str, Page], gateway: Gateway | None) -> None:
@@ -219,6 +230,8 @@ class App:
         self._metrics.know(config)
         self._targets.know(config)
         self._gateway.snapshot = snapshot
+        if self._accounts is not None:
+            self._accounts.know(config)
         self._key_watch.follow(config.key_store)
         self._metrics.loaded(is_good=True, unix_time=time())
 
@@ -242,7 +255,7 @@ class App:
             return
         for warning in config.warnings:
             self._log.warning("configuration", message=warning)
-        fixed = fixed_changes(config, self._bound)
+        fixed = fixed_changes(config, self._bound, self._state_dir)
         if fixed:
             self._log.warning("reload", message=f"{', '.join(fixed)} cannot change while the relay runs; restart it")
 
@@ -281,6 +294,8 @@ class App:
         for task in list(self._tasks):
             task.cancel()
         self._pools.close()
+        if self._accounts is not None:
+            self._accounts.close()
         if self._demo is not None:
             await self._demo.stop()
         await asyncio.sleep(0)

@@ -7,6 +7,7 @@ from pydantic import Field, PlainValidator, WithJsonSchema
 
 from relay.config import addresses, values, vendors
 from relay.config.tree import Affinity as AffinityValue
+from relay.config.tree import Budget as BudgetValue
 from relay.config.tree import Secret, Strategy
 
 DURATION: Final = r"[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h)"
@@ -52,6 +53,14 @@ FirstContent = Annotated[float, PlainValidator(values.parse_first_content), _tex
 Availability = Annotated[float, PlainValidator(values.parse_availability), _text(pattern=r"[0-9]+(?:\.[0-9]+)?%")]
 Size = Annotated[int, PlainValidator(values.parse_size), _number(r"[0-9]+(?:B|kB|KB|MB|GB|KiB|MiB|GiB)?")]
 Count = Annotated[int, PlainValidator(values.parse_count), _number(r"[0-9]+[kM]?")]
+Budget = Annotated[
+    BudgetValue, PlainValidator(values.parse_budget), _text(pattern=r"[0-9]+(?:\.[0-9]+)?[kM]? (?:USD|tokens)/(?:day|month)")
+]
+Price = Annotated[
+    float,
+    PlainValidator(values.parse_price),
+    WithJsonSchema({"type": ["number", "string"], "minimum": 0, "pattern": or_variable(r"[0-9]+(?:\.[0-9]+)?")}),
+]
 Workers = Annotated[int | None, PlainValidator(values.parse_workers), _number(r"auto|[0-9]+")]
 Weight = Annotated[int, PlainValidator(values.parse_weight), _number(r"[0-9]+")]
 Credential = Annotated[Secret, PlainValidator(values.parse_secret), _text()]

@@ -14,6 +14,7 @@ from relay.config.fields import (
     Affinity,
     Availability,
     BaseUrl,
+    Budget,
     Count,
     Credential,
     Digest,
@@ -30,6 +31,7 @@ from relay.config.fields import (
     Model,
     Network,
     Origin,
+    Price,
     Proxy,
     Size,
     StrategyName,
@@ -208,6 +210,45 @@ def _accept_short_forms(schema: dict[str, Any]) -> None:
     schema["items"] = dict(schema["properties"]["to"]["items"])
 
 
+_RPM: Final = setting(None, "Requests in any 60 seconds.", 60, "10k")
+_TPM: Final = setting(None, "Tokens in any 60 seconds, prompts and answers together.", "100k", "2M")
+_CONCURRENCY: Final = setting(None, "Requests at once.", 4)
+_BUDGET: Final = setting(None, "Tokens or US dollars per day or month (UTC). Dollars need `prices`.", "20 USD/month", "1M tokens/day")
+
+
+class Limits(BaseModel):
+    """What may be asked for; each is exact, and what is left out is not limited."""
+
+    model_config = _STRICT
+
+    rpm: Count | None = _RPM
+    tpm: Count | None = _TPM
+    concurrency: Count | None = _CONCURRENCY
+    budget: Budget | None = _BUDGET
+
+
+class KeyLimits(BaseModel):
+    """What a key may ask for, in all and on single routes."""
+
+    model_config = _STRICT
+
+    rpm: Count | None = _RPM
+    tpm: Count | None = _TPM
+    concurrency: Count | None = _CONCURRENCY
+    budget: Budget | None = _BUDGET
+    per_route: dict[str, Limits] = setting({}, "Further limits of this key on single routes, by their names.", {"smart": {"rpm": 10}})
+
+
+class Prices(BaseModel):
+    """What a model costs, in US dollars per million tokens."""
+
+    model_config = _STRICT
+
+    input: Price = Field(description="Per million tokens of the prompt.", examples=[0.4])
+    output: Price = Field(description="Per million tokens of the answer, reasoning included.", examples=[1.6])
+    cached: Price | None = setting(None, "Per million tokens of the prompt that the upstream had cached. Left out: as `input`.", 0.1)
+
+
 class Route(BaseModel):
     """Where a model's name leads: one target, a list of them tried in order, or a mapping with `to` or `balance`."""
 
@@ -239,6 +280,7 @@ class Route(BaseModel):
     )
     heartbeat: Heartbeat | None = setting(None, "Sends comments into silent streams. Left out: never.", {"after": "15s", "every": "15s"})
     timeouts: Timeouts = setting(Timeouts(), "Timeouts that differ on this route, for all its targets.", {"first_token": "45s"})
+    limits: Limits = setting(Limits(), "Limits for all its callers together.", {"rpm": 600, "concurrency": 32})
 
     @model_validator(mode="before")
     @classmethod
@@ -272,6 +314,7 @@ class Key(BaseModel):
     routes: list[Model] = setting([], "Names of the routes it may use. Left out: all.", ["fast", "openai/*"])
     enabled: Switch = setting(True, "Whether it may be used now.", True, shown=True)
     expires: Expiry | None = setting(None, "Last day (UTC), or moment, of its use.", "2027-12-31", "2027-12-31T18:00:00Z")
+    limits: KeyLimits = setting(KeyLimits(), "What it may ask for.", {"rpm": 60, "tpm": "100k", "concurrency": 4, "budget": "20 USD/month"})
 
 
 def _or_a_store(schema: dict[str, Any]) -> None:
@@ -334,5 +377,16 @@ class Settings(BaseModel):
         json_schema_extra=_or_a_store,
     )
     timeouts: Timeouts = setting(Timeouts(), "Timeouts of all upstreams.", {"connect": "5s", "first_token": "2m"})
+    prices: dict[str, Prices] = setting(
+        {},
+        "What models cost, by upstream/model; a name may end in *. Only budgets in dollars use them.",
+        {"openai/gpt-4.1-mini": {"input": 0.4, "output": 1.6, "cached": 0.1}},
+    )
+    state_dir: Text | None = setting(
+        None,
+        "Directory where what was used of budgets survives a restart; relays of one machine that name the same one share all limits."
+        " Left out: kept in memory.",
+        "/var/lib/relay",
+    )
     metrics: Metrics = setting(Metrics(), "Where metrics are served, and what they are measured against.", {"listen": "127.0.0.1:9464"})
     default_model: Model | None = setting(None, "The model of requests that name none.", "fast")

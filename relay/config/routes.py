@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from relay.config import models
+from relay.config.allowance import limits_of
 from relay.config.problems import Path, did_you_mean, shown
 from relay.config.report import Report
 from relay.config.tree import AffinityKind, Heartbeat, Hedge, Route, Strategy, Target, Timeouts, Upstream
@@ -61,6 +62,7 @@ class RouteBuilder:
             timeouts=timeouts,
             strategy=Strategy(given.strategy) if given.strategy else Strategy.WEIGHTED if section == "balance" else Strategy.ORDERED,
             affinity=given.affinity,
+            limits=limits_of(given.limits),
             hedge=None if given.hedge is None else Hedge(after=given.hedge.after, at_most=given.hedge.at_most),
             heartbeat=None if given.heartbeat is None else Heartbeat(after=given.heartbeat.after, every=given.heartbeat.every),
         )

@@ -78,6 +78,46 @@ class Upstream:
     timeouts: Timeouts = field(default_factory=Timeouts)
 
 
+class Period(Enum):
+    """A stretch of the calendar, in UTC."""
+
+    DAY = "day"
+    MONTH = "month"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """What may be used up in each day or month."""
+
+    amount: int
+    """Tokens, or billionths of a US dollar."""
+    is_money: bool
+    period: Period
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What may be asked for; None for no limit of a kind."""
+
+    rpm: int | None = None
+    """Requests in any 60 s."""
+    tpm: int | None = None
+    """Tokens in any 60 s."""
+    concurrency: int | None = None
+    """Requests at once."""
+    budget: Budget | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Price:
+    """US dollars per million tokens, which is millionths of a dollar per token."""
+
+    input: float
+    output: float
+    cached: float
+    """For the part of the input that the upstream read from its cache."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """One upstream and the model's name there."""
@@ -157,6 +197,8 @@ class Route:
     """Tried in order when `targets` have failed."""
     strategy: Strategy = Strategy.ORDERED
     affinity: Affinity = field(default_factory=Affinity)
+    limits: Limits | None = None
+    """For all its callers together."""
     hedge: Hedge | None = None
     heartbeat: Heartbeat | None = None
 
@@ -183,6 +225,9 @@ class Key:
     """Unix time after which the key is unknown; None for never."""
     is_previous: bool = False
     """Whether it is the one before, good for a while longer after a rotation."""
+    limits: Limits | None = None
+    route_limits: Mapping[str, Limits] = field(default_factory=dict)
+    """Limits of this key on one route, by the route's name."""
     is_stored: bool = False
     """Whether it comes from the file of stored keys, which may change while the relay runs."""
 
@@ -240,6 +285,10 @@ class Config:
     key_store: str | None = None
     """File of stored keys, of which `keys` holds those that were in it when it was last read."""
     metrics: Metrics = field(default_factory=Metrics)
+    prices: Mapping[str, Price] = field(default_factory=dict)
+    """By upstream/model; a name may end in `*`."""
+    state_dir: str | None = None
+    """Directory of what has to survive a restart; None keeps it in memory."""
     default_model: str | None = None
     """What answers for requests that name no model."""
     warnings: tuple[str, ...] = ()

@@ -10,7 +10,7 @@ from datetime import UTC, date, datetime, time
 from typing import Final
 
 from relay.config.problems import did_you_mean
-from relay.config.tree import Affinity, AffinityKind, Secret
+from relay.config.tree import Affinity, AffinityKind, Budget, Period, Secret
 
 MAX_DURATION: Final = 24 * 3600.0
 """A wait longer than a day is no bound."""
@@ -35,6 +35,10 @@ _BYTES: Final[Mapping[str, int]] = {
     "GiB": 2**30,
 }
 _COUNT: Final = re.compile(r"([0-9]{1,12})([kM]?)")
+_BUDGET: Final = re.compile(r"([0-9]{1,12})(?:\.([0-9]{1,6}))?([kM]?) (USD|tokens)/(day|month)")
+_DOLLAR: Final = 10**9
+"""Billionths: the cheapest models cost two cents per million tokens, so a token of theirs costs 20 of these."""
+_PRICE: Final = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6})?")
 _DIGEST: Final = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
@@ -136,6 +140,32 @@ def parse_count(value: object) -> int:
     if not 0 < count <= MAX_COUNT:
         raise ValueError(f"expected {expected}, more than zero")
     return count
+
+
+def parse_budget(value: object) -> Budget:
+    """Return an amount of US dollars or tokens per day or month."""
+    expected = "a budget such as 20 USD/month or 1M tokens/day"
+    found = _BUDGET.fullmatch(parse_text(value, expected))
+    if found is None:
+        raise ValueError(f"expected {expected}")
+    whole, part, multiple, unit, period = found.groups()
+    is_money = unit == "USD"
+    if part is not None and not is_money:
+        raise ValueError("expected whole tokens, such as 1500k tokens/day")
+    factor = {"": 1, "k": 10**3, "M": 10**6}[multiple]
+    amount = int(whole + (part or "").ljust(6, "0")) * factor * (_DOLLAR // 10**6) if is_money else int(whole) * factor
+    if not 0 < amount <= MAX_COUNT * _DOLLAR:
+        raise ValueError(f"expected {expected}, more than zero and less than a billion dollars")
+    return Budget(amount=amount, is_money=is_money, period=Period(period))
+
+
+def parse_price(value: object) -> float:
+    """Return US dollars per million tokens; 0 for what costs nothing."""
+    expected = "US dollars per million tokens, such as 0.40"
+    text = parse_text(value, expected)
+    if _PRICE.fullmatch(text) is None:
+        raise ValueError(f"expected {expected}")
+    return float(text)
 
 
 def parse_workers(value: object) -> int | None:

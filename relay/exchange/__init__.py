@@ -21,6 +21,7 @@ from relay.exchange.records import (
     StreamMeter,
     UpstreamRequest,
     Usage,
+    UsageSource,
     header,
     header_values,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "Summary",
     "UpstreamRequest",
     "Usage",
+    "UsageSource",
     "header",
     "header_values",
     "split_gaps",

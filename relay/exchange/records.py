@@ -5,7 +5,7 @@ alone) and `StreamMeter` (a few stores per event, by the observer of one attempt
 Instants (`_at`) are seconds of the loop's monotonic clock.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from typing import Final
@@ -128,6 +128,8 @@ class JsonBody:
     store: bool
     background: bool
     previous_response_id: str | None
+    answer_tokens: int | None = None
+    """The most tokens that all answers together may have, when the request says so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,6 +203,14 @@ class Usage:
     output: int
     cached: int = 0
     reasoning: int = 0
+
+
+class UsageSource(StrEnum):
+    """How tokens are known: told by the upstream, told because the answer was read to its end for it, or guessed."""
+
+    REPORTED = "reported"
+    DRAINED = "drained"
+    ESTIMATED = "estimated"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -306,6 +316,15 @@ class Exchange:
     """When the client took nothing, the short times left out."""
     advice: Mapping[str, str] = field(default_factory=dict)
     """Headers that tell the caller's SDK whether another try is worth it, when every target has failed."""
+    limit_headers: tuple[tuple[bytes, bytes], ...] = ()
+    """How the caller's own limits stand; they take the place of an upstream's of the same names."""
+    usage: Usage | None = None
+    """What the exchange used, as it was settled."""
+    usage_source: UsageSource | None = None
+    refused_by: str | None = None
+    """Which kind of limit refused it: rpm, route_tpm, key_route_budget and so on."""
+    debit: Callable[[int], bool] | None = None
+    """Counts that so many tokens have flowed in all and tells whether the limits still hold; None where none are counted."""
     is_begun_early: bool = False
     """Whether the client has a response head and comments of ours, and no byte of an upstream."""
     is_rewritten: str | None = None

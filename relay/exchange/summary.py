@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from relay.exchange.gaps import STALL_SECONDS, Gaps, Lateness, split_gaps
-from relay.exchange.records import Attempt, ClientRequest, Exchange, Operation, Outcome, StreamMeter, Usage
+from relay.exchange.records import Attempt, ClientRequest, Exchange, Operation, Outcome, StreamMeter, Usage, UsageSource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +50,9 @@ class Summary:
     """None for what had no content event."""
     backpressure_seconds: float
     usage: Usage | None
+    usage_source: UsageSource | None
+    refused_by: str | None
+    """Which kind of limit refused it."""
     finish_reason: str | None
     bytes_out: int
     rewritten: str | None
@@ -71,6 +74,7 @@ def summarize(exchange: Exchange, now: float, lateness: Lateness = _never_late) 
     meter = last.meter if last is not None else StreamMeter()
     written_at = exchange.first_content_written_at
     outcome = exchange.outcome or Outcome.INTERNAL_ERROR
+    usage = exchange.usage or meter.usage
     return Summary(
         request=request,
         outcome=outcome,
@@ -91,7 +95,9 @@ def summarize(exchange: Exchange, now: float, lateness: Lateness = _never_late) 
         first_content_written_at=written_at,
         gaps=_gaps(exchange, meter, now, lateness) if meter.first_content_at is not None else None,
         backpressure_seconds=exchange.backpressure_seconds,
-        usage=meter.usage,
+        usage=usage,
+        usage_source=exchange.usage_source or (UsageSource.REPORTED if usage is not None else None),
+        refused_by=exchange.refused_by,
         finish_reason=meter.finish_reason,
         bytes_out=exchange.bytes_out,
         rewritten=exchange.is_rewritten,

@@ -91,7 +91,7 @@ class Router:
             targets = order(route)
         else:
             targets = [target for target in route.all_targets if target.upstream.name == pinned][:1]
-        choices = [_resolve(route, target, name) for target in targets]
+        choices = [resolve(route, target, name) for target in targets]
         if not choices:
             raise ClientError("unknown_id")
         return RoutePlan(route, choices)
@@ -124,7 +124,8 @@ def may_use(key: Key | None, route: Route) -> bool:
     return key is None or key.routes is None or route.name in key.routes
 
 
-def _resolve(route: Route, target: Target, name: str | None) -> Choice:
+def resolve(route: Route, target: Target, name: str | None) -> Choice:
+    """Fill in the model's name at `target` for a request that asks `route` for `name`."""
     pattern = target.model
     if pattern is None or (name is None and pattern.endswith("*")):
         return Choice(target=target, model=None, is_mapped=False)

@@ -114,6 +114,24 @@ HEDGES: Final = Family(
 )
 KEY_REQUESTS: Final = Family(name="relay_key_requests_total", help="Client requests finished, by key.", labels=("key", "outcome"))
 KEY_TOKENS: Final = Family(name="relay_key_tokens_total", help="Tokens, by key and type.", labels=("key", "type"))
+KEY_RATE_LIMITED: Final = Family(
+    name="relay_key_rate_limited_total",
+    help="Requests refused by a limit: rpm, tpm, concurrency or budget of the key, with the prefix key_route_ those of the key on "
+    "one route, with route_ those of a route.",
+    labels=("key", "limit"),
+)
+KEY_LIMIT_USED: Final = Family(
+    name="relay_key_limit_used_ratio",
+    help="Share of a key limit used in its current window.",
+    labels=("key", "limit"),
+    merge=Merge.MAX,
+)
+TOKENS_RESERVED: Final = Family(
+    name="relay_tokens_reserved",
+    help="Tokens reserved for requests in flight and not yet settled.",
+    labels=("key",),
+    merge=Merge.MAX,
+)
 FIDELITY: Final = Family(
     name="relay_stream_fidelity_total",
     help='Streams relayed byte for byte (mode="exact") or translated (mode="rewritten"), and why.',

@@ -180,6 +180,10 @@ class RequestLog:
     def routed(self, exchange: Exchange) -> None:
         """Write nothing."""
 
+    def violated(self, identity: str) -> None:
+        """Write that the relay's own accounts are wrong."""
+        self._log.error("invariant_violated", invariant=identity)
+
     def crashed(self, exchange: Exchange, error: BaseException) -> None:
         """Write a bug of ours with its stack."""
         self._log.error("internal_error", request_id=exchange.request.id, exc_info=error)
@@ -237,7 +241,7 @@ def _request_fields(summary: Summary) -> dict[str, Any]:
         "tokens_in": usage.input if usage is not None else None,
         "tokens_out": usage.output if usage is not None else None,
         "tokens_cached": usage.cached if usage is not None else None,
-        "tokens_source": "reported" if usage is not None else None,
+        "tokens_source": summary.usage_source.value if summary.usage_source is not None else None,
         "finish_reason": summary.finish_reason,
         "bytes_out": summary.bytes_out,
         "client_ip": request.client_ip,

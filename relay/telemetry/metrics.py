@@ -5,7 +5,7 @@ sets or names from the configuration, the latter capped, so no request can mint 
 """
 
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Final
 
@@ -18,6 +18,8 @@ from relay.telemetry.registry import OTHER, Number, Registry
 
 NO_ROUTE: Final = "_none"
 """The route label of exchanges that ended before one was found."""
+NO_KEY: Final = "_none"
+"""The key label of callers without one, whom only a route's limits hold back."""
 HEALTH_STATES: Final = ("healthy", "cooling", "probing")
 INVARIANTS: Final = ("ended_is_at_most_started", "open_is_in_flight")
 
@@ -44,7 +46,9 @@ class Metrics:
         "_gone",
         "_open",
         "_process",
+        "_reserved",
         "_routes",
+        "_shares",
         "_standings",
         "_standings_seen",
         "_started",
@@ -62,8 +66,13 @@ class Metrics:
         connections: Callable[[], Connections],
         dropped: Callable[[], int],
         standings: Callable[[], Sequence[tuple[str, str]]] = list,
+        shares: Callable[[], Iterable[tuple[str, str, float]]] = list,
+        reserved: Callable[[], Mapping[str, int]] = dict,
+        identities: Sequence[str] = (),
     ) -> None:
-        """Count for `config`; `connections`, `dropped` (log lines) and `standings` (targets and their states) are asked at each scrape."""
+        """Count for `config`. Asked at each scrape: `connections`, `dropped` (log lines), `standings` (targets and their states),
+        `shares` (key, limit, what is used of it) and `reserved` (tokens by key). `identities` may be `violated`.
+        """
         self.registry = registry = Registry(
             f.all_families(), bounds={f.TIME_TO_FIRST_TOKEN: config.metrics.slo.ttft}, cap=config.metrics.label_values
         )
@@ -73,6 +82,8 @@ class Metrics:
         self._connections = connections
         self._dropped = dropped
         self._standings = standings
+        self._shares = shares
+        self._reserved = reserved
         self._standings_seen: dict[str, str] = {}
         self._targets: dict[str, list[tuple[str, str]]] = {}
         """Route and upstream of each place a target has, by the target's name."""
@@ -88,7 +99,7 @@ class Metrics:
         registry.number(f.BUILD, version, platform.python_version()).set(1)
         for counter in (f.LOG_DROPPED, f.MODEL_LISTS, f.FORGOTTEN):
             registry.number(counter)
-        for invariant in INVARIANTS:
+        for invariant in (*INVARIANTS, *identities):
             registry.number(f.VIOLATIONS, invariant)
         self.know(config)
 
@@ -166,6 +177,10 @@ class Metrics:
         )
         gauge.inc()
 
+    def violated(self, identity: str) -> None:
+        """Count that an accounting identity does not hold."""
+        self.registry.number(f.VIOLATIONS, identity).inc()
+
     def crashed(self, exchange: Exchange, error: BaseException) -> None:
         """Do nothing: the outcome says it."""
 
@@ -192,6 +207,9 @@ class Metrics:
         registry.histogram(f.REQUEST_DURATION, operation, route, stream, _RESULTS[outcome]).observe(summary.duration_seconds)
         if summary.request.key is not None:
             registry.number(f.KEY_REQUESTS, registry.fold("key", summary.request.key.name), outcome).inc()
+        if summary.refused_by is not None:
+            name = NO_KEY if summary.request.key is None else registry.fold("key", summary.request.key.name)
+            registry.number(f.KEY_RATE_LIMITED, name, summary.refused_by).inc()
         if summary.attempts:
             upstream = registry.fold("upstream", summary.upstream or "")
             self._observe_attempts(summary, route)
@@ -257,8 +275,9 @@ class Metrics:
 
     def _observe_tokens(self, summary: Summary, route: str, upstream: str) -> None:
         usage = summary.usage
-        if usage is None:
+        if usage is None or summary.usage_source is None:
             return
+        source = summary.usage_source.value
         number = self.registry.number
         key = None if summary.request.key is None else self.registry.fold("key", summary.request.key.name)
         for kind, amount in (
@@ -270,7 +289,7 @@ class Metrics:
             if kind in ("input", "output"):
                 self.registry.histogram(f.REQUEST_TOKENS, route, kind).observe(amount)
             if amount:
-                number(f.TOKENS, route, upstream, kind, "reported").inc(amount)
+                number(f.TOKENS, route, upstream, kind, source).inc(amount)
                 if key is not None:
                     number(f.KEY_TOKENS, key, kind).inc(amount)
 
@@ -313,10 +332,28 @@ class Metrics:
                 for route, upstream in self._targets.get(target, ()):
                     for state in HEALTH_STATES:
                         number(f.TARGET_HEALTH, route, upstream, target, state).set(1 if state == current else 0)
+        self._refresh_limits()
         dropped = self._dropped()
         number(f.LOG_DROPPED).inc(dropped - self._dropped_seen)
         self._dropped_seen = dropped
         self._count_overflow()
+
+    def _refresh_limits(self) -> None:
+        """Tell how the limits stand; of keys that share a label the one nearest to its limit."""
+        fold = self.registry.fold
+        shares: dict[tuple[str, str], float] = {}
+        for key, limit, share in self._shares():
+            labels = (fold("key", key), limit)
+            shares[labels] = max(share, shares.get(labels, 0.0))
+        tokens: dict[str, int] = {}
+        for key, amount in self._reserved().items():
+            tokens[fold("key", key)] = tokens.get(fold("key", key), 0) + amount
+        self.registry.clear(f.KEY_LIMIT_USED)
+        self.registry.clear(f.TOKENS_RESERVED)
+        for labels, share in shares.items():
+            self.registry.number(f.KEY_LIMIT_USED, *labels).set(share)
+        for name, amount in tokens.items():
+            self.registry.number(f.TOKENS_RESERVED, name).set(amount)
 
     def _count_overflow(self) -> None:
         for label, count in self.registry.overflow.items():

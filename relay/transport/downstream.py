@@ -21,6 +21,8 @@ _HOST: Final = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=\-]+(:\d{1,5})?|\[[0-9A-Fa
 _JSON: Final = (b"content-type", b"application/json")
 _EXPOSED: Final = (
     b"x-request-id, x-relay-request-id, x-relay-route, x-relay-upstream, x-relay-attempts, x-relay-error, retry-after, retry-after-ms"
+    b", x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests"
+    b", x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
 )
 
 Page = Callable[[Headers], Awaitable[tuple[int, bytes, bytes]]]

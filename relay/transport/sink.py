@@ -142,7 +142,7 @@ class ClientSink:
 
     def open(self, exchange: Exchange, head: ResponseHead, first: bytes) -> None:
         """Send the filtered response head of an upstream together with `first`."""
-        lines = [b"%b: %b" % pair for pair in headers_down(head.headers)]
+        lines = _head_lines(exchange, head)
         lines += [b"%b: %b" % pair for pair in self._relay_headers(exchange, head)]
         framing = self._frame(head, is_stream=exchange.request.is_stream)
         if framing is not None:
@@ -155,7 +155,7 @@ class ClientSink:
 
     def switch(self, exchange: Exchange, head: ResponseHead, first: bytes, take: Callable[[bytes], None]) -> None:
         """Leave HTTP: send an upstream's 101 and `first`; from now on what the client sends goes to `take`."""
-        lines = [b"%b: %b" % pair for pair in headers_down(head.headers)]
+        lines = _head_lines(exchange, head)
         lines += [b"Connection: Upgrade", b"Upgrade: websocket", b"x-relay-request-id: %b" % exchange.request.id.encode("ascii")]
         self.write = self._write_raw
         self.keep_alive = True
@@ -338,6 +338,16 @@ def _in_kernel(sock: socket.socket | None) -> int:
     except OSError:
         return 0  # a system that does not tell: our own buffer alone is looked at
     return count[0]
+
+
+def _head_lines(exchange: Exchange, head: ResponseHead) -> list[bytes]:
+    """Return the upstream's lines that pass; how the caller's own limits stand takes the place of how the relay's account does."""
+    lines = headers_down(head.headers)
+    if exchange.limit_headers:
+        own = {name for name, _ in exchange.limit_headers}
+        lines = [pair for pair in lines if pair[0].lower() not in own]
+        lines += exchange.limit_headers
+    return [b"%b: %b" % pair for pair in lines]
 
 
 @lru_cache(1024)

@@ -49,6 +49,7 @@ class Supervisor:
     def __init__(self, config: Config, count: int, *, reload: Read | None) -> None:
         self._config = config
         self._bound = (config.server, config.metrics)
+        self._state_dir = config.state_dir
         self.generation = 0
         self._writer = LogWriter(sys.stderr.buffer, is_shared=True)
         self._log = make_logger(self._writer, is_terminal=sys.stderr.isatty())
@@ -185,7 +186,7 @@ class Supervisor:
         self._reloads.ask()
 
     async def _change(self, read: Config) -> None:
-        config = self._placed(read)
+        config = replace(self._placed(read), state_dir=self._state_dir)
         crew = [(child, child.channel) for child in self._children if child.is_ready and child.channel is not None]
         prepare = Prepare(self.generation + 1, pickle.dumps(config))
         answers = await asyncio.gather(*(channel.ask(prepare, PREPARE_SECONDS) for _, channel in crew), return_exceptions=True)
@@ -222,7 +223,7 @@ class Supervisor:
     def _tell_about(self, config: Config) -> None:
         for warning in config.warnings:
             self._log.warning("configuration", message=warning)
-        fixed = fixed_changes(config, self._bound)
+        fixed = fixed_changes(config, self._bound, self._state_dir)
         if fixed and config is not self._config:
             self._log.warning("reload", message=f"{', '.join(fixed)} cannot change while the relay runs; restart it")
 

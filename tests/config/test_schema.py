@@ -35,7 +35,7 @@ def complaints(value: Any, node: dict[str, Any], path: str = "") -> Iterator[str
         yield from complaints(value, schema()["$defs"][node["$ref"].removeprefix("#/$defs/")], path)
     for inner in node.get("allOf", []):
         yield from complaints(value, inner, path)
-    kinds = {"string": str, "integer": int, "boolean": bool, "array": list, "object": dict}
+    kinds = {"string": str, "integer": int, "number": (int, float), "boolean": bool, "array": list, "object": dict}
     named = node.get("type", list(kinds))
     allowed = [named] if isinstance(named, str) else named
     if not any(isinstance(value, kinds[kind]) for kind in allowed):
