@@ -15,7 +15,7 @@ from relay.config.tree import Key, Upstream
 from relay.errors import LIMIT_CODES, ClientError, Draining, ErrorAnswer, InternalError, Overloaded, RelayError, error_answer
 from relay.exchange import Exchange, Lateness, Operation, Outcome, Span, State, Summary, UpstreamRequest, summarize
 from relay.forward import Forwarder
-from relay.planning import Planner, Snapshot
+from relay.planning import Planner, Siblings, Snapshot
 from relay.policy.routing import Choice
 from relay.policy.targets import Targets
 from relay.ports import Limiter, Sink, Upload
@@ -91,8 +91,12 @@ class Gateway:
         make_id: Callable[[], str],
         chance: Callable[[], float] = lambda: 0.5,
         lateness: Lateness = lambda start, end: 0.0,
+        siblings: Siblings | None = None,
     ) -> None:
-        """Order targets by what is known of `targets`; `chance` gives numbers in [0, 1), `lateness` tells how late the loop was."""
+        """Order targets by what is known of `targets`; `chance` gives numbers in [0, 1), `lateness` tells how late the loop was.
+
+        `siblings` are the other processes of this relay, if there are any.
+        """
         self.snapshot = snapshot
         self.is_draining = False
         """Whether new work is refused."""
@@ -102,7 +106,7 @@ class Gateway:
         self._credential = credential
         self._lateness = lateness
         self._reception = Reception(make_id)
-        self._planner = Planner(targets, chance)
+        self._planner = Planner(targets, chance, siblings)
 
     async def serve(self, arrival: Arrival, client: Client) -> None:
         """Answer one request. Raises CancelledError when the client leaves, nothing else."""
@@ -140,7 +144,7 @@ class Gateway:
         if request.operation is Operation.MODELS:
             await self._list_models(exchange, snapshot, client)
             return
-        plan = self._planner.plan(snapshot, request)
+        plan = await self._planner.plan(snapshot, request)
         exchange.route = plan.route
         self._observer.routed(exchange)
         client.write_seconds = plan.route.timeouts.write

@@ -136,6 +136,7 @@ class App:
             credential=self._credentials.current,
             make_id=lambda: secrets.token_hex(16),
             lateness=self._lateness.between,
+            siblings=self._crew,
         )
         has_own = config.metrics.host is not None
         own = listen(config.metrics.host, config.metrics.port) if config.metrics.host is not None and self._crew is None else None

@@ -2,8 +2,10 @@
 
 from typing import Protocol
 
+from relay.planning import Siblings
 
-class Crew(Protocol):
+
+class Crew(Siblings, Protocol):
     """The other workers, as one of them sees them."""
 
     index: int

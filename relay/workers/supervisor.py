@@ -21,12 +21,28 @@ from relay.app.listening import listen, max_connections, reserve, serve, url_of
 from relay.app.reloading import Read, Reloads, fixed_changes
 from relay.config.tree import Config
 from relay.exchange import Headers, header
+from relay.policy.owners import Owner, Owners
 from relay.telemetry.logs import LogWriter, make_logger
 from relay.telemetry.registry import Registry
 from relay.transport.downstream import Downstream, Page
 from relay.workers.channel import Channel
 from relay.workers.child import Child
-from relay.workers.messages import Adopt, AskPage, Begin, Collect, Counted, Drain, Hurry, Message, Prepare, Prepared, Ready, Unknown
+from relay.workers.messages import (
+    Adopt,
+    AskOwner,
+    AskPage,
+    Begin,
+    Collect,
+    Counted,
+    Drain,
+    Hurry,
+    Made,
+    Message,
+    Prepare,
+    Prepared,
+    Ready,
+    Unknown,
+)
 from relay.workers.messages import Page as PageAnswer
 from relay.workers.sums import Sums
 
@@ -34,6 +50,8 @@ COLLECT_SECONDS: Final = 5.0
 """Between two looks at what workers counted: what one that is killed had counted since the last look is lost."""
 ANSWER_SECONDS: Final = 2.0
 PREPARE_SECONDS: Final = 30.0
+SECOND_LOOK_SECONDS: Final = 0.025
+"""Far longer than a message between two processes takes, and hardly noticed by who asks for what does not exist."""
 GRACE_SECONDS: Final = 5.0
 """What a worker gets beyond its own bounds before it is killed."""
 _JSON: Final = b"application/json"
@@ -54,6 +72,8 @@ class Supervisor:
         self._writer = LogWriter(sys.stderr.buffer, is_shared=True)
         self._log = make_logger(self._writer, is_terminal=sys.stderr.isatty())
         self._children = [Child(index, self, self._log) for index in range(count)]
+        self._owners = Owners()
+        """Which upstream made which object, for all workers: an id has one owner whoever of them hears of it."""
         self._sums = Sums(config, self._pids)
         self._reloads = Reloads(reload, self._change, self._refused, self._log)
         self._stopping = asyncio.Event()
@@ -161,6 +181,8 @@ class Supervisor:
 
     def told(self, message: Message) -> None:
         """Take what a worker tells all."""
+        if isinstance(message, Made):
+            self._owners.made(message.object_id, Owner(upstream=message.upstream, route=message.route, key=message.key))
 
     async def asked(self, message: Message) -> Message:
         """Answer a worker's question."""
@@ -169,8 +191,18 @@ class Supervisor:
                 return PageAnswer(*await self._metrics(message.accept))
             case AskPage(path="/readyz"):
                 return PageAnswer(*self._ready())
+            case AskOwner():
+                return await self._owner(message.object_id)
             case _:
                 return Unknown()
+
+    async def _owner(self, object_id: str) -> Message:
+        owner = self._owners.find(object_id)
+        if owner is None:
+            # The worker that saw it made may say so only now: its client had the answer before we have its word.
+            await asyncio.sleep(SECOND_LOOK_SECONDS)
+            owner = self._owners.find(object_id)
+        return Unknown() if owner is None else Made(object_id, owner.upstream, owner.route, owner.key)
 
     def ended(self, child: Child, reason: str) -> None:
         """Take leave of a worker's process."""

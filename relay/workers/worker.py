@@ -12,10 +12,12 @@ from relay.app.listening import listen_message
 from relay.app.process import loop_factory
 from relay.config.tree import Config
 from relay.planning import Snapshot
+from relay.policy.owners import Owner
 from relay.workers.channel import Channel
 from relay.workers.messages import (
     HEAD_BYTES,
     Adopt,
+    AskOwner,
     AskPage,
     Begin,
     Collect,
@@ -23,6 +25,7 @@ from relay.workers.messages import (
     Drain,
     Frames,
     Hurry,
+    Made,
     Message,
     Page,
     Prepare,
@@ -32,7 +35,7 @@ from relay.workers.messages import (
 )
 
 BEGIN_SECONDS: Final = 30.0
-PAGE_SECONDS: Final = 5.0
+ANSWER_SECONDS: Final = 5.0
 
 
 def main(index: int, descriptor: int) -> int:
@@ -142,11 +145,25 @@ class Worker:
 
     # Crew
 
+    def made(self, object_id: str, owner: Owner) -> None:
+        """Have the supervisor remember who made `object_id`."""
+        assert self._channel is not None
+        self._channel.tell(Made(object_id, owner.upstream, owner.route, owner.key))
+
+    async def owner(self, object_id: str) -> Owner | None:
+        """Ask the supervisor who made `object_id`; nobody knows when it does not answer."""
+        assert self._channel is not None
+        try:
+            answer = await self._channel.ask(AskOwner(object_id), ANSWER_SECONDS)
+        except (TimeoutError, ConnectionError):
+            return None
+        return Owner(upstream=answer.upstream, route=answer.route, key=answer.key) if isinstance(answer, Made) else None
+
     async def page(self, path: str, accept: str) -> tuple[int, bytes, bytes]:
         """Return what the supervisor answers for all; a 503 when it cannot."""
         assert self._channel is not None
         try:
-            answer = await self._channel.ask(AskPage(path, accept), PAGE_SECONDS)
+            answer = await self._channel.ask(AskPage(path, accept), ANSWER_SECONDS)
         except (TimeoutError, ConnectionError):
             return 503, b"application/json", b'{"status":"unknown"}'
         assert isinstance(answer, Page)
