@@ -49,21 +49,29 @@ class Recipe:
     secure_port: int
 
 
-def _relay(folder: Path, upstream: Upstream, more_routes: int = 0) -> Recipe:
+def _relay(folder: Path, upstream: Upstream) -> Recipe:
     port = free_port()
-    routes = {f"route-{number}": "plain/m" for number in range(more_routes)}
     config = {
         "server": {"listen": f"127.0.0.1:{port}"},
         "upstreams": {
             "plain": {"base_url": f"http://127.0.0.1:{upstream.plain_port}/v1", "api_key": "sk-upstream"},
             "secure": {"base_url": f"https://127.0.0.1:{upstream.secure_port}/v1", "api_key": "sk-upstream", "ca_file": upstream.ca_file},
         },
-        "routes": {**routes, "tls-*": "secure/tls-*", "*": "plain/*"},
+        "routes": {"tls-*": "secure/tls-*", "*": "plain/*"},
         "keys": {"bench": {"key": KEY}},
     }
     path = folder / "relay.yaml"
     path.write_text(json.dumps(config, indent=2))  # JSON is YAML
     return Recipe(argv=(sys.executable, "-m", "relay", "serve", "--config", str(path)), plain_port=port, secure_port=port)
+
+
+def relay_with(folder: Path, upstream: Upstream, routes: dict[str, object]) -> Recipe:
+    """Return the relay with routes of its own, everything else as in the comparison."""
+    recipe = _relay(folder, upstream)
+    path = folder / "relay.yaml"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "routes": {**config["routes"], **routes}}, indent=2))
+    return recipe
 
 
 def _conventional(folder: Path, upstream: Upstream) -> Recipe:
@@ -138,17 +146,17 @@ async def _listens(port: int, child: Child) -> bool:
     return False
 
 
-async def start(name: str, folder: Path, upstream: Upstream, cores: frozenset[int] | None, *, more_routes: int = 0) -> Proxy | str:
-    """Start one proxy in a folder of its own; returns why not, in words, when it cannot be compared here.
-
-    `more_routes` gives the relay routes that nobody asks for, each with its series.
-    """
+async def start(name: str, folder: Path, upstream: Upstream, cores: frozenset[int] | None) -> Proxy | str:
+    """Start one proxy in a folder of its own; returns why not, in words, when it cannot be compared here."""
     if name == "direct":
         return Proxy(name=name, child=None, plain_port=upstream.plain_port, secure_port=upstream.secure_port)
     folder.mkdir(parents=True, exist_ok=True)
-    recipe = _relay(folder, upstream, more_routes) if more_routes else _RECIPES[name](folder, upstream)
-    if recipe is None:
-        return "not installed"
+    recipe = _RECIPES[name](folder, upstream)
+    return "not installed" if recipe is None else await start_recipe(name, recipe, folder, cores)
+
+
+async def start_recipe(name: str, recipe: Recipe, folder: Path, cores: frozenset[int] | None) -> Proxy | str:
+    """Start what the recipe says; returns why not, in words, when it does not listen."""
     child = await Child.start(recipe.argv, cores=cores, complaints=folder / "stderr.log")
     if not await _listens(recipe.plain_port, child):
         await child.stop()
