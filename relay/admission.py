@@ -89,6 +89,8 @@ class Admission:
         """Take note of what was used, at the end of the upstream's part; return the accounting identities that do not hold."""
         exchange.debit = None
         self._note_usage(exchange, ticket)
+        if prices and exchange.usage is not None:
+            exchange.cost = cost_of(price_of(prices, "/".join(_served_by(exchange))), exchange.usage)
         if ticket is None:
             return []
         if not any(attempt.sent_at is not None for attempt in exchange.attempts):
@@ -100,7 +102,7 @@ class Admission:
             self._learn(exchange, ticket, usage)
             tokens = usage.input + usage.output
             if ticket.allowance.counts_money:
-                cost = cost_of(price_of(prices, "/".join(_served_by(exchange))), usage)
+                cost = exchange.cost
         self._limiter.settle(ticket.grant, tokens, cost)
         return self._limiter.violations()
 

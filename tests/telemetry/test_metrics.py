@@ -12,7 +12,8 @@ from relay.config.tree import Config
 from relay.exchange import AttemptResult, Operation, Outcome, StreamMeter, Usage, summarize
 from relay.telemetry import families
 from relay.telemetry.families import Family
-from relay.telemetry.metrics import NO_ROUTE, Metrics
+from relay.telemetry.metrics import Metrics
+from relay.telemetry.observations import NO_ROUTE
 from tests.telemetry.summaries import CONFIG, FAST, MINE, STAR, attempt, ended, head
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
