@@ -54,6 +54,18 @@ def test_without_nginx_a_ratio_is_not_compared() -> None:
     assert (row[4], row[6], row[7]) == ("not compared", "not compared", "not compared")
 
 
+def test_workers_are_compared_round_by_round() -> None:
+    one, two = [_reading(cpu_seconds=cost) for cost in (0.04, 0.08, 0.04)], [_reading(cpu_seconds=cost) for cost in (0.041, 0.082, 0.06)]
+    row = _row(table.render({"workers": {"relay": one, "workers": two}}, ["workers"]), "two workers")
+    assert (row[3], row[7]) == ("1.02 x", "reached")
+
+
+def test_only_the_run_of_workers_has_them() -> None:
+    runs = runs_for(list(SCENARIOS))
+    assert [run.name for run in runs if run.is_for("workers")] == ["workers"]
+    assert not any(run.is_for("nginx") for run in runs if run.name == "workers")
+
+
 def test_without_the_relay_nothing_is_judged() -> None:
     text = table.render({}, SCENARIOS)
     assert all(row.rstrip(" |").endswith("not measured") for row in text.splitlines()[2:])
