@@ -41,6 +41,16 @@ class Run:
     """Routes of a relay of its own, which alone is measured, once and with whole windows; None: everybody as they are."""
     with_direct: bool = False
     """Whether the upstream is also asked without a proxy, as the baseline of delays."""
+    only: frozenset[str] = frozenset()
+    """The proxies that take part; empty for all that people compare."""
+
+    def is_for(self, proxy: str) -> bool:
+        """Tell whether a proxy gets turns in this run."""
+        if self.only:
+            return proxy in self.only
+        if self.routes is not None:
+            return proxy == "relay"
+        return proxy != "workers" and (proxy != "direct" or self.with_direct)
 
 
 _BRIEF = Script(events=5, interval_us=2_000)
@@ -78,6 +88,7 @@ RUNS = {
             model=Script(events=IDLE_EVENTS, interval_us=3_600_000_000).name(),
             with_direct=False,
         ),
+        Run(name="workers", pattern="hold", connections=40, model=_SPARSE.name(), only=frozenset({"relay", "workers"})),
         Run(name="body-1mib", pattern="closed", connections=2, model=JSON_MODEL, body_bytes=2**20, window_seconds=2.5),
         Run(
             name="fallback",
@@ -274,9 +285,7 @@ async def repeat(bench: Bench, run: Run, running: Mapping[str, Proxy], rounds: i
     readings: dict[str, list[Reading]] = {name: [] for name in running}
     for number in range(rounds if run.routes is None else 1):
         for name, proxy in running.items():
-            if run.routes is not None and name != "relay":
-                continue
-            if (name == "direct" and not run.with_direct) or any(reading.get("is_void") for reading in readings[name]):
+            if not run.is_for(name) or any(reading.get("is_void") for reading in readings[name]):
                 continue
             reading = await _try_turn(bench, run, proxy, number)
             readings[name].append(reading)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bench import __main__ as command
-from bench import load, script, table, upstream
+from bench import limits, load, script, table, upstream
 from bench.scenarios import SCENARIOS, runs_for
 
 _QUANTILES = {"count": 100, "p50_ms": 0.5, "p90_ms": 0.8, "p99_ms": 1.0}
@@ -52,6 +52,18 @@ def test_without_nginx_a_ratio_is_not_compared() -> None:
     del readings["stream-sparse"]["nginx"]
     row = _row(table.render(readings, ["stream-sparse"]), "40 streams")
     assert (row[4], row[6], row[7]) == ("not compared", "not compared", "not compared")
+
+
+def test_workers_are_compared_round_by_round() -> None:
+    one, two = [_reading(cpu_seconds=cost) for cost in (0.04, 0.08, 0.04)], [_reading(cpu_seconds=cost) for cost in (0.041, 0.082, 0.06)]
+    row = _row(table.render({"workers": {"relay": one, "workers": two}}, ["workers"]), "two workers")
+    assert (row[3], row[7]) == ("1.02 x", "reached")
+
+
+def test_only_the_run_of_workers_has_them() -> None:
+    runs = runs_for(list(SCENARIOS))
+    assert [run.name for run in runs if run.is_for("workers")] == ["workers"]
+    assert not any(run.is_for("nginx") for run in runs if run.name == "workers")
 
 
 def test_without_the_relay_nothing_is_judged() -> None:
@@ -202,6 +214,13 @@ class _Deaf(asyncio.Transport):
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Drop it."""
+
+
+def test_what_limits_cost_is_told_for_both_stores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "_REQUESTS", 20)
+    monkeypatch.setattr(limits, "_ROUNDS", 1)
+    rows = [line.split(" | ") for line in limits.report().splitlines()[2:]]
+    assert [(row[1], row[3]) for row in rows] == [("one process", "15 us"), ("host", "40 us")] * 2
 
 
 def test_every_twentieth_request_stalls_and_the_loser_of_a_backup_is_timed(tmp_path: Path) -> None:

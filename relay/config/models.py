@@ -41,6 +41,7 @@ from relay.config.fields import (
     Vendor,
     Weight,
     Workers,
+    or_a_store,
     or_variable,
     setting,
 )
@@ -317,17 +318,6 @@ class Key(BaseModel):
     limits: KeyLimits = setting(KeyLimits(), "What it may ask for.", {"rpm": 60, "tpm": "100k", "concurrency": 4, "budget": "20 USD/month"})
 
 
-def _or_a_store(schema: dict[str, Any]) -> None:
-    """Let editors take the file of stored keys beside keys by name."""
-    schema["properties"] = {
-        "store": {
-            "type": ["string", "object"],
-            "description": "File of keys that `relay keys` changes while the relay runs; a mapping here is a key named store.",
-            "examples": ["keys.db"],
-        }
-    }
-
-
 class Slo(BaseModel):
     """What is promised to those who call; `relay rules` makes alerts of it."""
 
@@ -340,6 +330,15 @@ class Slo(BaseModel):
         "99.5%",
         shown="99.5%",
     )
+
+
+class Usage(BaseModel):
+    """The usage ledger: what was used, by hour, key, route and upstream. `relay usage` reads it."""
+
+    model_config = _STRICT
+
+    store: Text = Field(description="File of the ledger; made when it is not there.", examples=["usage.db"])
+    keep_days: Count = setting(400, "How many days it goes back; older hours are forgotten.", 90, shown=400)
 
 
 class Metrics(BaseModel):
@@ -374,7 +373,7 @@ class Settings(BaseModel):
         default_factory=dict,
         description="Who may call, by name; `store: FILE` names a file with more of them. Left out: everybody who reaches loopback.",
         examples=[{"alice": {"key": "${ALICE_KEY}"}}, {"store": "keys.db"}],
-        json_schema_extra=_or_a_store,
+        json_schema_extra=or_a_store,
     )
     timeouts: Timeouts = setting(Timeouts(), "Timeouts of all upstreams.", {"connect": "5s", "first_token": "2m"})
     prices: dict[str, Prices] = setting(
@@ -389,4 +388,5 @@ class Settings(BaseModel):
         "/var/lib/relay",
     )
     metrics: Metrics = setting(Metrics(), "Where metrics are served, and what they are measured against.", {"listen": "127.0.0.1:9464"})
+    usage: Usage | None = setting(None, "Where to keep what was used. Left out: nowhere.", {"store": "usage.db"})
     default_model: Model | None = setting(None, "The model of requests that name none.", "fast")

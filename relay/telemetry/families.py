@@ -174,6 +174,9 @@ LABEL_OVERFLOW: Final = Family(
     help="Observations whose label value was folded into _other by the cardinality cap.",
     labels=("label",),
 )
+USAGE_DROPPED: Final = Family(
+    name="relay_usage_dropped_total", help="Exchanges missing in the usage ledger because it could not be written for long."
+)
 LOG_DROPPED: Final = Family(name="relay_log_events_dropped_total", help="Log events dropped because the log writer was behind.")
 
 WORKERS: Final = Family(name="relay_workers", help="Worker processes, by state; none with a single process.", labels=("state",))

@@ -45,6 +45,8 @@ class Metrics:
         "_started",
         "_targets",
         "_upstreams",
+        "_usage_dropped",
+        "_usage_dropped_seen",
         "lagged",
         "registry",
     )
@@ -57,6 +59,7 @@ class Metrics:
         connections: Callable[[], Connections],
         dropped: Callable[[], int],
         standings: Callable[[], Sequence[tuple[str, str]]] = list,
+        usage_dropped: Callable[[], int] = lambda: 0,
         shares: Callable[[], Iterable[tuple[str, str, float]]] = list,
         reserved: Callable[[], Mapping[str, int]] = dict,
         identities: Sequence[str] = (),
@@ -79,6 +82,8 @@ class Metrics:
         self._targets: dict[str, list[tuple[str, str]]] = {}
         """Route and upstream of each place a target has, by the target's name."""
         self._dropped_seen = 0
+        self._usage_dropped = usage_dropped
+        self._usage_dropped_seen = 0
         self._started = 0
         self._ended = 0
         self._open: dict[int, Number] = {}
@@ -89,6 +94,7 @@ class Metrics:
         """Routes that the configuration has no more, and that still serve."""
         registry.number(f.BUILD, version, platform.python_version()).set(1)
         registry.number(f.LOG_DROPPED)
+        registry.number(f.USAGE_DROPPED)
         for invariant in (*INVARIANTS, *identities):
             registry.number(f.VIOLATIONS, invariant)
         self.know(config)
@@ -313,6 +319,9 @@ class Metrics:
         dropped = self._dropped()
         number(f.LOG_DROPPED).inc(dropped - self._dropped_seen)
         self._dropped_seen = dropped
+        dropped = self._usage_dropped()
+        number(f.USAGE_DROPPED).inc(dropped - self._usage_dropped_seen)
+        self._usage_dropped_seen = dropped
         self._count_overflow()
 
     def _refresh_limits(self) -> None:
