@@ -42,7 +42,7 @@ def span_id(chance: float) -> str:
 
 def trace_lines(trace: Trace, span: str) -> list[bytes]:
     """Return the header lines for an upstream; `span` is the call to it, and so the parent of what it does."""
-    lines = [b"traceparent: 00-%b-%b-%b" % (trace.id.encode("ascii"), span.encode("ascii"), b"01" if trace.is_sampled else b"00")]
+    lines = [f"traceparent: 00-{trace.id}-{span}-{'01' if trace.is_sampled else '00'}".encode("ascii")]
     if trace.state is not None:
         lines.append(b"tracestate: " + trace.state)
     return lines
