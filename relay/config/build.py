@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path as FilePath
 
-from relay.config import models
+from relay.config import models, telling
 from relay.config.allowance import check_priced, prices_of
 from relay.config.keys import build_keys
 from relay.config.listening import Override, needs_keys, place_metrics
@@ -73,7 +73,7 @@ def _server(given: models.Server, host: str, port: int) -> Server:
     )
 
 
-def _slo(given: models.Slo) -> Slo:
+def _slo(given: telling.Slo) -> Slo:
     return Slo(ttft=given.ttft, availability=given.availability)
 
 

@@ -3,13 +3,15 @@
 from collections.abc import Iterable
 from typing import Annotated, Any, Final
 
-from pydantic import Field, PlainValidator, WithJsonSchema
+from pydantic import ConfigDict, Field, PlainValidator, WithJsonSchema
 
 from relay.config import addresses, values, vendors
 from relay.config.tree import Affinity as AffinityValue
 from relay.config.tree import Budget as BudgetValue
 from relay.config.tree import FallbackCause, Secret, Strategy
 
+STRICT: Final = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, arbitrary_types_allowed=True)
+"""How every section is read: what it does not know is an error."""
 DURATION: Final = r"[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h)"
 TARGET: Final = r"[^/*]+/[^*]*\*?"
 
