@@ -22,7 +22,7 @@ routes:
     fallback: [sim/demo]
     affinity: user
     timeouts: {{first_token: 90s, total: 2h}}
-  forgiving: {to: [one/a, two/b], fallback_on: [context_length]}
+  forgiving: {{to: [one/a, two/b], fallback_on: [context_length]}}
   alone: one/a
   one/*: one/*
   one/big-*: [one/big-*, two/fixed]
