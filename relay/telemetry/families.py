@@ -25,8 +25,19 @@ REQUESTS: Final = Family(
     "upstream_stalled or upstream_error.",
     labels=("operation", "route", "stream", "code", "outcome"),
 )
+STARTED: Final = Family(
+    name="relay_requests_started_total",
+    help="Client requests begun, answered lists of models included: finished + forgotten + lists + in flight.",
+)
+MODEL_LISTS: Final = Family(name="relay_model_lists_total", help="Lists of models that were answered; no other metric counts them.")
+FORGOTTEN: Final = Family(
+    name="relay_requests_forgotten_total",
+    help="Finished client requests whose series were dropped because a reload removed their route.",
+)
 IN_FLIGHT: Final = Family(
-    name="relay_requests_in_flight", help="Client requests currently being served, by route.", labels=("route", "stream")
+    name="relay_requests_in_flight",
+    help="Client requests currently being served, by route; _none until one is found.",
+    labels=("route", "stream"),
 )
 TIME_TO_FIRST_TOKEN: Final = Family(
     name="relay_time_to_first_token_seconds",
@@ -96,6 +107,11 @@ FALLBACKS: Final = Family(
     help="Requests that moved on to another upstream, by cause.",
     labels=("route", "from_upstream", "to_upstream", "reason"),
 )
+RETRIES: Final = Family(
+    name="relay_retries_total",
+    help="Attempts made again at the same target, after a wait or with another credential, by cause.",
+    labels=("route", "upstream", "reason"),
+)
 HEDGES: Final = Family(
     name="relay_hedges_total",
     help="Backup attempts started beside a slow one, by whether the backup's content came first.",
@@ -152,6 +168,12 @@ TARGET_HEALTH: Final = Family(
     name="relay_target_health",
     help="1 for the health state the target is in (healthy, cooling, probing), else 0.",
     labels=("route", "upstream", "target", "state"),
+    merge=Merge.MAX,
+)
+CREDENTIALS: Final = Family(
+    name="relay_upstream_credentials",
+    help="Credentials of an upstream by state: healthy, cooling (refused or throttled of late), probing.",
+    labels=("upstream", "state"),
     merge=Merge.MAX,
 )
 VIOLATIONS: Final = Family(
