@@ -25,8 +25,8 @@ def _text(*, pattern: str | None = None, **more: object) -> WithJsonSchema:
     return WithJsonSchema(schema)
 
 
-def _number(pattern: str) -> WithJsonSchema:
-    return WithJsonSchema({"type": ["integer", "string"], "minimum": 1, "pattern": or_variable(pattern)})
+def _number(pattern: str, *, minimum: int = 1) -> WithJsonSchema:
+    return WithJsonSchema({"type": ["integer", "string"], "minimum": minimum, "pattern": or_variable(pattern)})
 
 
 def _one_of(words: Iterable[str]) -> PlainValidator:
@@ -49,6 +49,9 @@ FirstContent = Annotated[float, PlainValidator(values.parse_first_content), _tex
 Availability = Annotated[float, PlainValidator(values.parse_availability), _text(pattern=r"[0-9]+(?:\.[0-9]+)?%")]
 Size = Annotated[int, PlainValidator(values.parse_size), _number(r"[0-9]+(?:B|kB|KB|MB|GB|KiB|MiB|GiB)?")]
 Count = Annotated[int, PlainValidator(values.parse_count), _number(r"[0-9]+[kM]?")]
+Places = Annotated[int, PlainValidator(values.parse_places), _number(r"[0-9]+", minimum=0)]
+Interval = Annotated[float, PlainValidator(values.parse_interval), _text(pattern=DURATION)]
+ProbePath = Annotated[str, PlainValidator(values.parse_probe_path), _text(pattern=r"/[!-~]+")]
 Weight = Annotated[int, PlainValidator(values.parse_weight), _number(r"[0-9]+")]
 Credential = Annotated[Secret, PlainValidator(values.parse_secret), _text()]
 Digest = Annotated[bytes, PlainValidator(values.parse_digest), _text(pattern="sha256:[0-9a-fA-F]{64}")]

@@ -21,12 +21,15 @@ from relay.config.fields import (
     Expiry,
     FirstContent,
     HeaderName,
+    Interval,
     Kind,
     Listen,
     Loop,
     Model,
     Network,
     Origin,
+    Places,
+    ProbePath,
     Proxy,
     Size,
     StrategyName,
@@ -98,6 +101,26 @@ class Server(BaseModel):
     drain: Duration = setting(30.0, "How long open streams may go on after a stop was asked for.", "30s", shown="30s")
 
 
+class UpstreamLimits(BaseModel):
+    """How much an upstream is given to do at once; the rest waits for a turn, or goes to another target."""
+
+    model_config = _STRICT
+
+    concurrency: Count | None = setting(None, "Calls at once. Left out: no bound.", 64)
+    queue: Places = setting(128, "Requests that may wait for a turn; 0 for none.", 128, shown=128)
+    queue_wait: Duration = setting(5.0, "How long a request waits for a turn.", "5s", shown="5s")
+
+
+class HealthCheck(BaseModel):
+    """A request that asks an upstream whether it is well: it rests when several fail, and comes back sooner when one succeeds."""
+
+    model_config = _STRICT
+
+    path: ProbePath = Field(description="What is asked for with GET, below base_url.", examples=["/models"])
+    every: Interval = setting(30.0, "How often.", "30s", shown="30s")
+    timeout: Duration = setting(5.0, "How long the whole answer may take.", "5s", shown="5s")
+
+
 class Upstream(BaseModel):
     """An origin the relay calls. A known name brings its base_url."""
 
@@ -130,6 +153,8 @@ class Upstream(BaseModel):
         "dashscope",
     )
     timeouts: Timeouts = setting(Timeouts(), "Timeouts that differ for it.", {"first_token": "5m"})
+    limits: UpstreamLimits = setting(UpstreamLimits(), "How much it is given to do at once.", {"concurrency": 64})
+    health: HealthCheck | None = setting(None, "How it is asked whether it is well. Left out: only requests tell.", {"path": "/models"})
 
 
 _A_TARGET: Final = "one target written as upstream/model, such as openai/gpt-4.1-mini"
