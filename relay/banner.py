@@ -14,17 +14,19 @@ def banner(config: Config, url: str) -> str:
     base = f"{_reachable(url)}/v1"
     model = example_model(config)
     names = ", ".join(f"{name} (simulated)" if up.kind is Kind.DEMO else name for name, up in config.upstreams.items())
-    auth = f' -H "Authorization: Bearer ${_KEY_VARIABLE}"' if config.keys else ""
-    key = f'os.environ["{_KEY_VARIABLE}"]' if config.keys else '"none"'
-    imports = "import os\n\n" if config.keys else ""
+    auth = f' -H "Authorization: Bearer ${_KEY_VARIABLE}"' if config.asks_for_key else ""
+    key = f'os.environ["{_KEY_VARIABLE}"]' if config.asks_for_key else '"none"'
+    imports = "import os\n\n" if config.asks_for_key else ""
     body = f'{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": "{_PROMPT}"}}]}}'
     lines = [
         f"relay is ready: {base}",
         f"  upstreams: {names}    (from {config.source})",
         f"  clients:   export OPENAI_BASE_URL={base}",
     ]
-    if config.keys:
-        lines.append(f"  keys:      {len(config.keys)}; put yours into {_KEY_VARIABLE} for the lines below")
+    if config.key_names:
+        lines.append(f"  keys:      {len(config.key_names)}; put yours into {_KEY_VARIABLE} for the lines below")
+    elif config.asks_for_key:
+        lines.append("  keys:      none yet; make one with: relay keys new NAME")
     if _is_guess(config):
         lines.append(f"  models:    curl -s {base}/models{auth}    ({model} below is an example)")
     lines += [

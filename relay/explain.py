@@ -118,7 +118,7 @@ def _key(config: Config, name: str) -> Key:
     for key in config.keys.values():
         if key.name == name:
             return key
-    names = sorted(key.name for key in config.keys.values())
+    names = config.key_names
     raise LookupError(f"no key named {name!r}; there are {', '.join(names)}" if names else "the configuration has no keys")
 
 
@@ -215,8 +215,8 @@ def _rules(route: Route, name: str | None, repeatable: bool | None) -> Iterator[
 
 
 def _key_notes(config: Config, route: Route, key: Key | None, unix_time: float) -> Iterator[str]:
-    if config.keys and key is None:
-        names = sorted(each.name for each in config.keys.values() if may_use(each, route) and _is_valid(each, unix_time))
+    if config.asks_for_key and key is None:
+        names = sorted({each.name for each in config.keys.values() if may_use(each, route) and _is_valid(each, unix_time)})
         yield f"a key is needed; keys that may use this route: {', '.join(names) or 'none'}"
 
 

@@ -123,7 +123,7 @@ class Reception:
     def authenticate(self, config: Config, arrival: Arrival) -> Key | None:
         """Find the caller's key. Raises ClientError: too_many_failures besides those of `find_key`."""
         try:
-            return find_key(config.keys, arrival.headers, time())
+            return find_key(config.keys, arrival.headers, time(), is_required=config.asks_for_key)
         except ClientError as error:
             wait = self._guesses.failed(arrival.client_ip, monotonic()) if error.code == "invalid_api_key" else 0.0
             if wait and not _is_loopback(arrival.client_ip):

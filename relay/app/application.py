@@ -10,19 +10,21 @@ import random
 import secrets
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from time import monotonic, time
 from typing import Any, Final
 
 from relay import __version__
+from relay.app.keywatch import KeyWatch
 from relay.app.listening import BACKLOG, listen, max_connections, url_of
 from relay.app.pages import Pages
 from relay.app.reloading import Read, Reloads, fixed_changes
 from relay.attempt import Attempting
 from relay.catalog import Catalog
+from relay.config.keys import with_stored
 from relay.config.listening import needs_keys
-from relay.config.tree import Config, Kind, Target, Timeouts, Upstream
+from relay.config.tree import Config, Key, Kind, Target, Timeouts, Upstream
 from relay.errors import ConnectFailed
 from relay.exchange import Outcome
 from relay.forward import Forwarder
@@ -100,6 +102,7 @@ class App:
         self._tasks: set[asyncio.Task[None]] = set()
         self._pages = Pages(self._metrics, self._stopping.is_set)
         self._reloads = Reloads(reload, self._adopt, self._refused, self._log)
+        self._key_watch = KeyWatch(self._use_keys, self._log)
 
     async def start(self) -> str:
         """Listen; return the address to use. Raises OSError when the address cannot be had."""
@@ -122,6 +125,7 @@ class App:
             await self._serve(own, self._pages.by_path(has_metrics=True), is_api=False)
         self._metrics.loaded(is_good=True, unix_time=time())
         self._tell_about(config)
+        self._key_watch.follow(config.key_store)
         self._spawn(self._warm_up(config))
         return url_of(sock)
 
@@ -180,7 +184,7 @@ class App:
         await self._start_demo(config)
         snapshot = self._snapshot(config)
         # What counts is where the relay listens now, not where the new file would have it listen.
-        exposed = needs_keys((self._bound[0].host, self._bound[0].port), has_keys=bool(config.keys))
+        exposed = needs_keys((self._bound[0].host, self._bound[0].port), has_keys=config.asks_for_key)
         if exposed is not None:
             raise ValueError(exposed)
         self._tell_about(config)
@@ -189,8 +193,20 @@ class App:
         self._metrics.know(config)
         self._targets.know(config)
         self._gateway.snapshot = snapshot
+        self._key_watch.follow(config.key_store)
         self._metrics.loaded(is_good=True, unix_time=time())
         self._log.info("reload", result="ok", routes=len(config.routes), upstreams=len(config.upstreams))
+
+    def _use_keys(self, stored: Mapping[bytes, Key]) -> None:
+        """Put what the file of stored keys now holds in force."""
+        assert self._gateway is not None
+        config = with_stored(self._config, stored)
+        if config.keys == self._config.keys:
+            return
+        self._config = config
+        snapshot = self._gateway.snapshot
+        self._gateway.snapshot = replace(snapshot, config=with_stored(snapshot.config, stored))
+        self._log.info("keys", result="ok", keys=len(config.key_names))
 
     def _refused(self) -> None:
         self._metrics.loaded(is_good=False, unix_time=time())
@@ -228,6 +244,7 @@ class App:
             listener.close()
             await server.shutdown(FAST_EXIT_SECONDS)
         self._reloads.cancel()
+        self._key_watch.close()
         for task in list(self._tasks):
             task.cancel()
         self._pools.close()

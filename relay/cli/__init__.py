@@ -140,7 +140,7 @@ def _check(options: argparse.Namespace) -> int:
     counts = [
         _count(len(config.upstreams), "upstream"),
         _count(len(config.routes), "route"),
-        _count(len(config.keys), "key"),
+        _count(len(config.key_names), "key"),
     ]
     print(f"{file}: good: {', '.join(counts)}" + (f", {_count(len(config.warnings), 'warning')}" if config.warnings else ""))
     return OK

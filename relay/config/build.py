@@ -1,27 +1,24 @@
 """From checked entries to the one tree, with every name that one entry says of another looked up."""
 
-import hashlib
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path as FilePath
-from typing import Final
 
 from relay.config import models
+from relay.config.keys import build_keys
 from relay.config.listening import Override, needs_keys, place_metrics
 from relay.config.origins import Surroundings, build_upstream
 from relay.config.problems import did_you_mean, shown
 from relay.config.report import Report
 from relay.config.routes import RouteBuilder, merge_timeouts
 from relay.config.sections import Draft
-from relay.config.tree import Config, Key, Route, Server, Slo, Timeouts, Upstream
-
-_WEAK: Final = 16
-"""Fewer characters than this can be guessed."""
+from relay.config.tree import Config, Route, Server, Slo, Timeouts, Upstream
 
 
-def build(draft: Draft, report: Report, *, override: Override, environ: Mapping[str, str], folder: FilePath) -> Config:
-    """Return the tree. Raises ConfigInvalid with everything that `report` holds, then."""
+def build(
+    draft: Draft, report: Report, *, override: Override, environ: Mapping[str, str], folder: FilePath, reads_store: bool = True
+) -> Config:
+    """Return the tree, stored keys left out unless `reads_store`. Raises ConfigInvalid with everything that `report` holds, then."""
     listen = override.apply(draft.server.listen if "listen" in draft.server.model_fields_set else None)
     timeouts = merge_timeouts(Timeouts(), draft.timeouts)
     around = Surroundings(timeouts=timeouts, listen=listen, environ=environ, has_keys=draft.has_keys, folder=folder)
@@ -31,7 +28,8 @@ def build(draft: Draft, report: Report, *, override: Override, environ: Mapping[
         if settings is not None and (upstream := build_upstream(name, settings, around, report)) is not None
     }
     routes = _routes(draft, upstreams, report)
-    keys = _keys(draft, report)
+    key_store = None if draft.key_store is None else str((folder / draft.key_store).absolute())
+    keys = build_keys(draft, report, key_store if reads_store else None)
     _check_default(draft, report)
     exposed = needs_keys(listen, has_keys=draft.has_keys)
     if exposed is not None:
@@ -44,6 +42,7 @@ def build(draft: Draft, report: Report, *, override: Override, environ: Mapping[
         upstreams=upstreams,
         routes=routes,
         keys=keys,
+        key_store=key_store,
         metrics=replace(place_metrics(draft.metrics.listen, listen), slo=_slo(draft.metrics.slo)),
         default_model=draft.default_model,
         warnings=tuple(report.warnings),
@@ -73,50 +72,6 @@ def _routes(draft: Draft, upstreams: Mapping[str, Upstream], report: Report) -> 
     builder = RouteBuilder(named=draft.upstreams, upstreams=upstreams, report=report)
     built = ((name, builder.build(name, given)) for name, given in draft.routes.items() if given is not None)
     return {name: route for name, route in built if route is not None}
-
-
-def _keys(draft: Draft, report: Report) -> dict[bytes, Key]:
-    keys: dict[bytes, Key] = {}
-    for name, settings in draft.keys.items():
-        _check_key_routes(name, draft, report)
-        if settings is None:
-            continue
-        digest = _digest(name, settings, report)
-        if "routes" in settings.model_fields_set and not settings.routes:
-            report.add(("keys", name, "routes"), "is empty, so the key is good for nothing; leave it out for all routes")
-        if settings.expires is not None and settings.expires <= time.time():
-            report.warn(("keys", name, "expires"), "has passed: the key is refused")
-        if digest is None:
-            continue
-        if digest in keys:
-            report.add(("keys", name), f'is the same key as "{shown(keys[digest].name)}"')
-        keys[digest] = Key(
-            name=name,
-            routes=frozenset(settings.routes) if "routes" in settings.model_fields_set else None,
-            is_enabled=settings.enabled,
-            expires_at=settings.expires,
-        )
-    return keys
-
-
-def _digest(name: str, settings: models.Key, report: Report) -> bytes | None:
-    if settings.hash is not None and settings.key is not None:
-        report.add(("keys", name, "key"), "stands beside hash; keep one of the two, best the hash")
-    if settings.hash is not None:
-        return settings.hash
-    if settings.key is None:
-        report.add(("keys", name), "has neither hash nor key: add `hash: sha256:...`", at_name=True)
-        return None
-    key = settings.key.reveal().encode()
-    weak = f" and has fewer than {_WEAK} characters" if len(key) < _WEAK else ""
-    report.warn(("keys", name, "key"), f"stands in plain text{weak}; keep a long random key's hash instead (`hash: sha256:...`)")
-    return hashlib.sha256(key).digest()
-
-
-def _check_key_routes(name: str, draft: Draft, report: Report) -> None:
-    for index, route in enumerate(draft.key_routes[name]):
-        if isinstance(route, str) and route and route not in draft.routes and draft.routes and not report.is_full:
-            report.add(("keys", name, "routes", index), f'no route named "{shown(route)}"{did_you_mean(route, draft.routes)}')
 
 
 def _check_default(draft: Draft, report: Report) -> None:

@@ -17,22 +17,24 @@ MAX_BYTES: Final = 2**20
 """A file for thousands of keys; more is not a configuration."""
 
 
-def load(path: str, environ: Mapping[str, str], *, listen: str | None = None) -> Config:
-    """Read `path`, with variables from `environ`; `listen` is the command line's word on where to listen.
+def load(path: str, environ: Mapping[str, str], *, listen: str | None = None, reads_store: bool = True) -> Config:
+    """Read `path`, with variables from `environ`; `listen` is the command line's word on where to listen; stored keys are left out
+    unless `reads_store`.
 
     Relative file names in it begin at its folder. Raises ConfigInvalid, and nothing else, whatever the file holds.
     """
     override = read_override(listen, environ)
-    text = _text(path)
+    text = read_text(path)
     report = Report(file=path, lines=split_lines(text))
     folder = Path(path).parent
     data = read(text, report, environ, folder)
     if data is BROKEN:
         report.raise_if_any()
-    return build(validate(data, report), report, override=override, environ=environ, folder=folder)
+    return build(validate(data, report), report, override=override, environ=environ, folder=folder, reads_store=reads_store)
 
 
-def _text(path: str) -> str:
+def read_text(path: str) -> str:
+    """Return the text of a configuration file. Raises ConfigInvalid."""
     try:
         with Path(path).open("rb") as file:
             raw = file.read(MAX_BYTES + 1)

@@ -11,6 +11,8 @@ from relay.config.problems import Path
 
 _MAY_BE_SHORT: Final = (Route, Target)
 """Sections that may be written as one text."""
+_KEY_STORE: Final = ("keys", "store")
+"""A text here is the name of a file, not a key."""
 
 
 def names_below(path: Path) -> frozenset[str] | None:
@@ -22,7 +24,7 @@ def names_below(path: Path) -> frozenset[str] | None:
 def field_at(path: Path) -> FieldInfo | None:
     """Return the setting whose single value, or list of them, stands at `path`; None for a section and for no setting."""
     inner, field = _find(path)
-    if inner in _MAY_BE_SHORT:
+    if inner in _MAY_BE_SHORT or path == _KEY_STORE:
         return field
     is_section = _is_model(inner) or get_origin(inner) is dict
     return None if inner is None or is_section else field

@@ -232,6 +232,19 @@ class Route(BaseModel):
         return {"to": value} if isinstance(value, str | list) else value
 
 
+class PreviousHash(BaseModel):
+    """The hash that a key had before it was rotated, good for a while longer."""
+
+    model_config = _STRICT
+
+    hash: Digest = Field(
+        description="SHA-256 of the old key, as sha256: and 64 hexadecimal digits.",
+        examples=["sha256:" + "0" * 64],
+        json_schema_extra={"writeOnly": True},
+    )
+    until: Expiry = Field(description="Last day (UTC), or moment, of its use.", examples=["2027-12-31T18:00:00Z"])
+
+
 class Key(BaseModel):
     """A virtual key: who may call."""
 
@@ -239,9 +252,23 @@ class Key(BaseModel):
 
     key: Credential | None = setting(None, "The key itself; `hash` is safer.", "${ALICE_KEY}", is_secret=True)
     hash: Digest | None = setting(None, "SHA-256 of the key, as sha256: and 64 hexadecimal digits.", "sha256:" + "0" * 64, is_secret=True)
+    previous: PreviousHash | None = setting(
+        None, "What the key was before, while clients change over.", {"hash": "sha256:" + "0" * 64, "until": "2027-12-31T18:00:00Z"}
+    )
     routes: list[Model] = setting([], "Names of the routes it may use. Left out: all.", ["fast", "openai/*"])
     enabled: Switch = setting(True, "Whether it may be used now.", True, shown=True)
     expires: Expiry | None = setting(None, "Last day (UTC), or moment, of its use.", "2027-12-31", "2027-12-31T18:00:00Z")
+
+
+def _or_a_store(schema: dict[str, Any]) -> None:
+    """Let editors take the file of stored keys beside keys by name."""
+    schema["properties"] = {
+        "store": {
+            "type": ["string", "object"],
+            "description": "File of keys that `relay keys` changes while the relay runs; a mapping here is a key named store.",
+            "examples": ["keys.db"],
+        }
+    }
 
 
 class Slo(BaseModel):
@@ -283,8 +310,11 @@ class Settings(BaseModel):
         examples=[{"fast": ["openai/gpt-4.1-mini", "ollama/qwen3:8b"], "openai/*": "openai/*"}],
         min_length=1,
     )
-    keys: dict[str, Key] = setting(
-        {}, "Who may call, by name. Left out: everybody who reaches loopback.", {"alice": {"key": "${ALICE_KEY}"}}
+    keys: dict[str, Key] = Field(
+        default_factory=dict,
+        description="Who may call, by name; `store: FILE` names a file with more of them. Left out: everybody who reaches loopback.",
+        examples=[{"alice": {"key": "${ALICE_KEY}"}}, {"store": "keys.db"}],
+        json_schema_extra=_or_a_store,
     )
     timeouts: Timeouts = setting(Timeouts(), "Timeouts of all upstreams.", {"connect": "5s", "first_token": "2m"})
     metrics: Metrics = setting(Metrics(), "Where metrics are served, and what they are measured against.", {"listen": "127.0.0.1:9464"})

@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from relay.config import models
 from relay.config.problems import Path
 from relay.config.report import Report
-from relay.config.values import name_flaw, parse_model, route_name_flaw
+from relay.config.values import name_flaw, parse_model, parse_text, route_name_flaw
 
 _M = TypeVar("_M", bound=BaseModel)
 
@@ -33,6 +34,8 @@ class Draft:
     keys: dict[str, models.Key | None] = field(default_factory=dict)
     key_routes: dict[str, list[object]] = field(default_factory=dict)
     """The routes that each key names, also of a key with another mistake."""
+    key_store: str | None = None
+    """File of stored keys, as written."""
     default_model: str | None = None
     has_keys: bool = False
     """Whether keys were meant, be they right or wrong."""
@@ -54,6 +57,9 @@ def validate(data: object, report: Report) -> Draft:
         _check_name(route_name_flaw(name), ("routes", name), report)
         draft.routes[name] = _model(models.Route, entry, ("routes", name), report)
     for name, entry in _entries(data, "keys", report):
+        if name == "store" and isinstance(entry, str):
+            draft.key_store = _text(entry, ("keys", name), report)
+            continue
         _check_name(name_flaw(name), ("keys", name), report)
         draft.keys[name] = _model(models.Key, entry, ("keys", name), report)
         named = entry.get("routes") if isinstance(entry, dict) else None
@@ -90,12 +96,16 @@ def _model(model: type[_M], entry: object, path: Path, report: Report) -> _M | N
         return model.model_validate(entry)
     except ValidationError as error:
         for each in error.errors(include_url=False, include_input=False):
-            cause = each.get("ctx", {}).get("error")
-            message = str(cause) if cause is not None else _KINDS.get(each["type"], "is not acceptable here")
             place = (*path, *_as_written(entry, each["loc"]))
             if each["type"] != "missing" or place[:-1] not in report.holed:
-                report.add(place, message)
+                report.add(place, complaint(each))
         return None
+
+
+def complaint(each: ErrorDetails) -> str:
+    """Say in our words what is wrong with a value."""
+    cause = each.get("ctx", {}).get("error")
+    return str(cause) if cause is not None else _KINDS.get(each["type"], "is not acceptable here")
 
 
 def _as_written(entry: object, location: Path) -> Path:
@@ -109,6 +119,14 @@ def _as_written(entry: object, location: Path) -> Path:
             place.append(part)
             entry = entry[part]
     return tuple(place)
+
+
+def _text(entry: object, path: Path, report: Report) -> str | None:
+    try:
+        return parse_text(entry)
+    except ValueError as error:
+        report.add(path, str(error))
+        return None
 
 
 def _default_model(entry: object, report: Report) -> str | None:

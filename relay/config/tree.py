@@ -186,6 +186,8 @@ class Key:
     is_enabled: bool = True
     expires_at: float | None = None
     """Unix time after which the key is unknown; None for never."""
+    is_stored: bool = False
+    """Whether it comes from the file of stored keys, which may change while the relay runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,7 +235,9 @@ class Config:
     upstreams: Mapping[str, Upstream]
     routes: Mapping[str, Route]
     keys: Mapping[bytes, Key] = field(default_factory=dict)
-    """SHA-256 digest of a key -> the key. Empty: no key is asked for."""
+    """SHA-256 digest of a key -> the key; a key that is being rotated stands here twice, the old one with its own expiry."""
+    key_store: str | None = None
+    """File of stored keys, of which `keys` holds those that were in it when it was last read."""
     metrics: Metrics = field(default_factory=Metrics)
     default_model: str | None = None
     """What answers for requests that name no model."""
@@ -241,3 +245,13 @@ class Config:
     """What the loader accepted but a person should know."""
     source: str = "environment"
     """The file this came from, for messages."""
+
+    @property
+    def asks_for_key(self) -> bool:
+        """Tell whether callers need a key. A file of keys that holds none yet lets nobody in."""
+        return bool(self.keys) or self.key_store is not None
+
+    @property
+    def key_names(self) -> list[str]:
+        """Return the names of all keys, sorted, each once."""
+        return sorted({key.name for key in self.keys.values()})

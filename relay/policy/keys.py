@@ -41,10 +41,10 @@ def credential(headers: Headers) -> bytes | None:
     return found
 
 
-def find_key(keys: Mapping[bytes, Key], headers: Headers, unix_time: float) -> Key | None:
+def find_key(keys: Mapping[bytes, Key], headers: Headers, unix_time: float, *, is_required: bool = False) -> Key | None:
     """Return the caller's key, None when the relay asks for none. Raises ClientError: missing_key, invalid_api_key."""
     secret = credential(headers)
-    if not keys:
+    if not keys and not is_required:
         return None
     if secret is None:
         raise ClientError("missing_key", headers={"www-authenticate": "Bearer"})

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from relay import attempt, forward, gateway
+from relay import attempt, forward, planning
 from relay.stream import EventRelay, OpaqueRelay, WholeRelay
 from relay.transport.sink import ClientSink
 from relay.transport.upstream import UpstreamPools
@@ -72,7 +72,7 @@ async def assert_bug(relay: RelayInLoop, monkeypatch: pytest.MonkeyPatch, *, sta
 @pytest.mark.parametrize(
     ("place", "name", "part", "results"),
     [
-        (gateway.Gateway, "_plan", broken, []),
+        (planning.Planner, "plan", broken, []),
         (UpstreamPools, "begin", broken_call, ["cancelled"]),
         (attempt.Attempting, "head", broken, ["cancelled"]),
         (EventRelay, "_commit", broken, ["cancelled"]),
