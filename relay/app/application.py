@@ -16,6 +16,7 @@ from time import monotonic, time
 from typing import Any, Final
 
 from relay import __version__
+from relay.app.checks import HealthChecks
 from relay.app.keywatch import KeyWatch
 from relay.app.listening import BACKLOG, listen, max_connections, url_of
 from relay.app.pages import Pages
@@ -40,7 +41,7 @@ from relay.telemetry.observers import Observers
 from relay.transport.credentials import Credentials
 from relay.transport.demo import DemoServer
 from relay.transport.downstream import Downstream, Page
-from relay.transport.fetch import fetch
+from relay.transport.fetch import ask_health, fetch
 from relay.transport.listener import Incoming, RelayServer, Sent
 from relay.transport.upstream import UpstreamPools
 
@@ -92,6 +93,12 @@ class App:
             dropped=lambda: self._writer.dropped,
             standings=lambda: [(target.name, target.health.value) for target in self._targets.standings(monotonic())],
         )
+        self._checks = HealthChecks(
+            lambda upstream, check: ask_health(self._pools, upstream, check, self._credentials.current),
+            self._targets,
+            self._log,
+            random.random,
+        )
         self._demo: DemoServer | None = None
         self._demo_url = ""
         self._gateway: Gateway | None = None
@@ -127,6 +134,7 @@ class App:
         self._tell_about(config)
         self._key_watch.follow(config.key_store)
         self._spawn(self._warm_up(config))
+        self._checks.know(config)
         return url_of(sock)
 
     async def _serve(self, sock: socket.socket, pages: dict[str, Page], *, is_api: bool) -> None:
@@ -244,6 +252,7 @@ class App:
             listener.close()
             await server.shutdown(FAST_EXIT_SECONDS)
         self._reloads.cancel()
+        self._checks.close()
         self._key_watch.close()
         for task in list(self._tasks):
             task.cancel()

@@ -56,6 +56,10 @@ class Targets:
         """Return the health of one target."""
         return self._healths.of(name_of(target))
 
+    def breakers_of(self, upstream: str) -> list[Breaker]:
+        """Return the health of every target of one upstream."""
+        return [breaker for name, breaker in self._healths.all().items() if name.partition("/")[0] == upstream]
+
     def began(self, target: Target) -> None:
         """Count an attempt in."""
         name = name_of(target)

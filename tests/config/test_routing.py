@@ -225,8 +225,6 @@ def test_mistake_of_an_upstream_is_named_with_its_line(loading: Loading, written
 NOT_SETTINGS = [
     # what nothing in the relay does, so that it must not look as if it were done
     ("api_keys: [a, b]", "to: mine/model", "upstreams.mine.api_keys"),
-    ("limits: {concurrency: 4}", "to: mine/model", "upstreams.mine.limits"),
-    ("health: {path: /models}", "to: mine/model", "upstreams.mine.health"),
     ("", "to: [mine/a, mine/b], fallback_on: [context_length]", "routes.fast.fallback_on"),
     ("", "to: [mine/a, mine/b], hedge: {after: p95}", "routes.fast.hedge"),
     ("", "to: mine/a, heartbeat: {after: 15s}", "routes.fast.heartbeat"),
