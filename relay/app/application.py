@@ -201,6 +201,7 @@ class App:
         self._metrics.know(config)
         self._targets.know(config)
         self._gateway.snapshot = snapshot
+        self._checks.know(config)
         self._key_watch.follow(config.key_store)
         self._metrics.loaded(is_good=True, unix_time=time())
         self._log.info("reload", result="ok", routes=len(config.routes), upstreams=len(config.upstreams))
