@@ -43,7 +43,7 @@ def build(
         routes=routes,
         keys=keys,
         key_store=key_store,
-        metrics=replace(place_metrics(draft.metrics.listen, listen), slo=_slo(draft.metrics.slo)),
+        metrics=replace(place_metrics(draft.metrics.listen, listen), slo=_slo(draft.metrics.slo), label_values=draft.metrics.label_values),
         default_model=draft.default_model,
         warnings=tuple(report.warnings),
         source=report.file,

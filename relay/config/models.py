@@ -294,6 +294,9 @@ class Metrics(BaseModel):
         None, "Address of /metrics. Left out: the main listener when that is loopback, else 127.0.0.1:9464.", "127.0.0.1:9464"
     )
     slo: Slo = setting(Slo(), "What is promised to those who call.", {"ttft": "2s", "availability": "99.5%"})
+    label_values: Count = setting(
+        200, "How many routes, upstreams or keys are told apart in metrics; further ones count as `_other`.", 500, shown=200
+    )
 
 
 class Settings(BaseModel):

@@ -225,6 +225,8 @@ class Metrics:
     host: str | None = None
     port: int = 9464
     slo: Slo = field(default_factory=Slo)
+    label_values: int = 200
+    """How many configured names a label may have; further ones count as `_other`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

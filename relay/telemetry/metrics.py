@@ -18,8 +18,6 @@ NO_ROUTE: Final = "_none"
 """The route label of exchanges that ended before one was found."""
 HEALTH_STATES: Final = ("healthy", "cooling", "probing")
 INVARIANTS: Final = ("ended_is_at_most_started", "open_is_in_flight")
-LABEL_VALUES: Final = 200
-"""How many routes, upstreams and keys have series of their own; the rest share one, so that a scrape stays bounded."""
 
 Connections = dict[str, tuple[int, int]]
 """Idle and open connections, by upstream."""
@@ -55,7 +53,7 @@ class Metrics:
         standings: Callable[[], Sequence[tuple[str, str]]] = list,
     ) -> None:
         """Count for `config`; `connections`, `dropped` (log lines) and `standings` (targets and their states) are asked at each scrape."""
-        self.registry = registry = Registry(f.all_families(), cap=LABEL_VALUES)
+        self.registry = registry = Registry(f.all_families(), cap=config.metrics.label_values)
         self._process = ProcessPage()
         self._connections = connections
         self._dropped = dropped

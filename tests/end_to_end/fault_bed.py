@@ -294,6 +294,7 @@ def config(faults: Sequence[Fault], upstream: ScriptedUpstream, **more: object) 
     assert len({fault.slug for fault in faults}) == len(faults), "two rows of one name"
     return {
         "timeouts": TIMEOUTS,
+        "metrics": {"label_values": 2 * len(faults) + 10},
         "upstreams": {fault.slug: copy.deepcopy({**usual, **fault.upstream}) for fault in faults},  # shared parts would become anchors
         "routes": {fault.route: f"{fault.slug}/{fault.route}" for fault in faults},
         **more,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from relay import app
+from relay.app import application
 from relay.stream import HoldBudget
 from tests.conftest import RelayWith
 from tests.end_to_end.fault_bed import Bed, Fault, Seen, Want, made
@@ -197,7 +197,7 @@ async def test_a_relay_that_may_hold_no_more_commits_at_once(
         "close": body([ANSWER_BYTES[:30], ANSWER_BYTES[30:]], framing="close", pause=0.1),
         "text": body([b"this is no JSON at all", b"and more of it"], pause=0.1),
     }
-    monkeypatch.setattr(app, "HoldBudget", lambda: HoldBudget(8))
+    monkeypatch.setattr(application, "HoldBudget", lambda: HoldBudget(8))
     upstream.answers(scripts[name])
     async with relay_in_loop(config_for(upstream), tmp_path) as relay:
         response = await relay.post("/v1/chat/completions", {"model": "any"})
