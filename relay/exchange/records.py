@@ -290,6 +290,8 @@ class Exchange:
     first_content_written_at: float | None = None
     bytes_out: int = 0
     backpressure_seconds: float = 0.0
+    queue_seconds: float = 0.0
+    """How long it has waited for turns at upstreams."""
     advice: Mapping[str, str] = field(default_factory=dict)
     """Headers that tell the caller's SDK whether another try is worth it, when every target has failed."""
     is_rewritten: str | None = None

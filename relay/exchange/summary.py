@@ -24,6 +24,8 @@ class Summary:
     inter_token_seconds: float | None
     overhead_seconds: float | None
     backpressure_seconds: float
+    queue_seconds: float
+    """0 when it found a free slot at once."""
     usage: Usage | None
     finish_reason: str | None
     bytes_out: int
@@ -57,6 +59,7 @@ def summarize(exchange: Exchange, now: float) -> Summary:
         inter_token_seconds=_mean_gap(meter),
         overhead_seconds=_overhead(exchange, meter),
         backpressure_seconds=exchange.backpressure_seconds,
+        queue_seconds=exchange.queue_seconds,
         usage=meter.usage,
         finish_reason=meter.finish_reason,
         bytes_out=exchange.bytes_out,
@@ -75,9 +78,12 @@ def _mean_gap(meter: StreamMeter) -> float | None:
 
 
 def _overhead(exchange: Exchange, meter: StreamMeter) -> float | None:
-    """Add up what passed inside the relay: from the request's arrival to the first attempt, and around the first content."""
-    if not exchange.attempts:
+    """Add up what passed inside the relay: from the request's arrival to the first attempt, and around the first content.
+
+    None also where nobody can tell whether a wait for a turn was before the first attempt or after it.
+    """
+    if not exchange.attempts or (exchange.queue_seconds and len(exchange.attempts) > 1):
         return None
-    before = exchange.attempts[0].started_at - exchange.request.received_at
+    before = exchange.attempts[0].started_at - exchange.request.received_at - exchange.queue_seconds
     after = _span(meter.first_content_at, exchange.first_content_written_at) or 0.0
     return max(before, 0.0) + max(after, 0.0)

@@ -22,32 +22,34 @@ class Choice:
 
 
 class RoutePlan:
-    """The ordered targets of one exchange, each offered once."""
+    """The ordered targets of one exchange, each offered once; one that has no slot free is offered after those that have."""
 
-    __slots__ = ("_choices", "_next", "route")
+    __slots__ = ("_choices", "is_full", "route")
 
     def __init__(self, route: Route, choices: Sequence[Choice]) -> None:
         self.route = route
-        self._choices = choices
-        self._next = 0
+        self._choices = list(choices)
+        self.is_full: Callable[[Target], bool] | None = None
+        """Tells whether a target takes no more calls for now; None for nobody who would know."""
 
     def next(self) -> Choice | None:
         """Return the next target to try, or None when all were offered."""
-        if self._next >= len(self._choices):
+        if not self._choices:
             return None
-        choice = self._choices[self._next]
-        self._next += 1
-        return choice
+        position = 0
+        if self.is_full is not None and len(self._choices) > 1:
+            position = next((number for number, choice in enumerate(self._choices) if not self.is_full(choice.target)), 0)
+        return self._choices.pop(position)
 
     @property
     def left(self) -> Sequence[Choice]:
         """Return the targets that were not offered yet."""
-        return self._choices[self._next :]
+        return self._choices
 
     @property
     def has_more(self) -> bool:
         """Tell whether another target is left."""
-        return self._next < len(self._choices)
+        return bool(self._choices)
 
 
 class Router:

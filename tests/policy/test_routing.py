@@ -142,3 +142,15 @@ def test_a_plan_offers_each_target_once_in_order() -> None:
         offered.append(choice.target.upstream.name)
     assert offered == ["mine", "openai"]
     assert plan.next() is None
+
+
+def test_a_target_without_a_free_slot_is_offered_after_those_that_have_one() -> None:
+    targets = tuple(Target(upstream=Upstream(name=name, base_url="http://x"), model="m") for name in "abcd")
+    plan = Router({"fast": Route(name="fast", targets=targets, timeouts=Timeouts())}, None).plan("fast", None)
+    full = {"a", "c"}
+    plan.is_full = lambda target: target.upstream.name in full
+    offered = []
+    while (choice := plan.next()) is not None:
+        offered.append(choice.target.upstream.name)
+        full.discard("a")
+    assert offered == ["b", "a", "d", "c"]

@@ -1,0 +1,84 @@
+"""Waits for a turn at an upstream that takes no more calls for now: the slots of `policy.slots`, with a clock and a place to sleep.
+
+A request waits once and for a bounded time in all, however many targets it queues for; whoever leaves gives its place up at once.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from time import monotonic
+
+from relay.config.tree import Target
+from relay.errors import Draining
+from relay.exchange import Exchange
+from relay.policy.slots import AllSlots, Claim, Holds
+
+
+class Turns:
+    """Gets exchanges their slots."""
+
+    __slots__ = ("_queued", "_slots", "_waiting")
+
+    def __init__(self, slots: AllSlots) -> None:
+        self._slots = slots
+        self._waiting: set[asyncio.Future[None]] = set()
+        self._queued: dict[str, int] = {}
+
+    @property
+    def queued(self) -> Mapping[str, int]:
+        """Return how many exchanges of each route wait; those of routes where some ever did."""
+        return self._queued
+
+    def is_full(self, target: Target) -> bool:
+        """Tell whether a call to `target` would have to wait."""
+        return self._slots.of(target.upstream.name).is_full
+
+    def claim(self, target: Target) -> Claim | None:
+        """Take a slot for a call to `target`, else a place in the queue; None when there is neither."""
+        return self._slots.of(target.upstream.name).claim()
+
+    async def take(self, exchange: Exchange, target: Target, deadline_at: float) -> Claim | None:
+        """Take a slot, waiting for it until `deadline_at` at most; None when there is none in time. The slot has to be given back."""
+        claim = self.claim(target)
+        if claim is None or claim.holds is Holds.SLOT:
+            return claim
+        route = exchange.route
+        assert route is not None
+        began_at = monotonic()
+        waits_until = min(
+            deadline_at,
+            began_at + target.upstream.limits.queue_wait - exchange.queue_seconds,
+            exchange.request.received_at + route.timeouts.total,
+        )
+        self._queued[route.name] = self._queued.get(route.name, 0) + 1
+        try:
+            return claim if await self._wait(claim, waits_until - began_at) else None
+        finally:
+            self._queued[route.name] -= 1
+            exchange.queue_seconds += monotonic() - began_at
+
+    async def _wait(self, claim: Claim, seconds: float) -> bool:
+        """Sleep until `claim` is a slot; False, and nothing is held any more, when that takes too long."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        claim.on_slot = lambda: None if turn.done() else turn.set_result(None)
+        self._waiting.add(turn)
+        try:
+            async with asyncio.timeout(max(seconds, 0.0)):
+                await turn
+        except TimeoutError:
+            if claim.holds is Holds.SLOT:
+                # The slot and the end of the time came in the same moment.
+                return True
+            claim.give()
+            return False
+        except BaseException:
+            claim.give()
+            raise
+        finally:
+            self._waiting.discard(turn)
+        return True
+
+    def dismiss(self) -> None:
+        """Let nobody wait any longer: the relay stops."""
+        for turn in self._waiting:
+            if not turn.done():
+                turn.set_exception(Draining())
