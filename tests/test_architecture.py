@@ -52,7 +52,7 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "app": _HALL | {"demo", "telemetry", "transport"},
     "banner": frozenset({"config"}),
     "explain": _CORE,
-    "cli": frozenset({"app", "banner", "config", "explain", "telemetry"}),
+    "cli": frozenset({"policy", "app", "banner", "config", "explain", "telemetry"}),
     "__main__": frozenset({"cli"}),
 }
 

@@ -1,4 +1,4 @@
-"""The command line: `relay` serves; `relay check`, `explain`, `rules`, `schema` and `version` answer without loading the server.
+"""The command line: `relay` serves; `relay check`, `explain`, `keys`, `rules`, `schema` and `version` answer without loading the server.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done; 1 failed while running; 2 wrong usage; 78 bad
 configuration (EX_CONFIG of sysexits.h, so that a supervisor can tell it from a crash); 130 interrupted.
@@ -20,17 +20,12 @@ from typing import Final
 
 from relay import __version__
 from relay.banner import banner
+from relay.cli import keys
+from relay.cli.exits import BAD_CONFIG, FAILED, INTERRUPTED, OK, PLACES, USAGE, find_file
 from relay.config import Config, ConfigInvalid, discover, load, schema
 from relay.config.tree import Slo
 
-OK: Final = 0
-FAILED: Final = 1
-USAGE: Final = 2
-BAD_CONFIG: Final = 78
-INTERRUPTED: Final = 130
-
-_COMMANDS: Final = ("serve", "check", "explain", "rules", "schema", "version")
-_PLACES: Final = ("relay.yaml", "config/relay.yaml", "~/.config/relay/relay.yaml")
+_COMMANDS: Final = ("serve", "check", "explain", "keys", "rules", "schema", "version")
 _OLLAMA: Final = ("127.0.0.1", 11434)
 _EXPLAIN: Final = "Tell which targets a request would be tried on, in which order and by which rules. No network is used."
 _RULES: Final = "Print recording and alert rules for Prometheus, made from what `metrics.slo` promises."
@@ -85,6 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--json", action="store_true", help="as JSON")
     explain.set_defaults(run=_explain)
 
+    keys.add_parser(commands)
+
     rules = commands.add_parser("rules", help="print Prometheus rules", description=_RULES)
     rules.add_argument("-c", "--config", metavar="FILE", help="configuration file; without one, the default promise")
     what = rules.add_mutually_exclusive_group()
@@ -101,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _places() -> str:
-    return f"the first of {', '.join(_PLACES)}; else keys in the environment, a local Ollama, or a simulated upstream"
+    return f"the first of {', '.join(PLACES)}; else keys in the environment, a local Ollama, or a simulated upstream"
 
 
 def _unknown_command(word: str) -> int:
@@ -112,7 +109,7 @@ def _unknown_command(word: str) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    file: str | None = options.config or _find_file()
+    file: str | None = options.config or find_file()
     listen: str | None = options.listen
     reload: Callable[[], Config] | None = None
     if file is not None:
@@ -130,9 +127,9 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    file: str | None = options.file or _find_file()
+    file: str | None = options.file or find_file()
     if file is None:
-        print(f"relay check: no file given, and none of {', '.join(_PLACES)} is there", file=sys.stderr)
+        print(f"relay check: no file given, and none of {', '.join(PLACES)} is there", file=sys.stderr)
         return USAGE
     config = load(file, os.environ)
     for warning in config.warnings:
@@ -149,7 +146,7 @@ def _check(options: argparse.Namespace) -> int:
 def _explain(options: argparse.Namespace) -> int:
     from relay.explain import explain  # the other commands do without the rooms it reads
 
-    file: str | None = options.config or _find_file()
+    file: str | None = options.config or find_file()
     config = load(file, os.environ) if file is not None else discover(os.environ, has_ollama=False)
     try:
         request = None if options.request is None else _read(options.request)
@@ -175,7 +172,7 @@ def _rules(options: argparse.Namespace) -> int:
     from relay.telemetry.rule_tests import make_rule_tests
     from relay.telemetry.rules import make_rules, to_yaml
 
-    file: str | None = options.config or _find_file()
+    file: str | None = options.config or find_file()
     slo = load(file, os.environ).metrics.slo if file is not None else Slo()
     if options.tests:
         print(to_yaml(make_rule_tests(slo, "alerts.yml"), "Run with: promtool test rules FILE. Printed by: relay rules --tests"), end="")
@@ -203,10 +200,6 @@ def _installed(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _find_file() -> str | None:
-    return next((str(path) for place in _PLACES if (path := Path(place).expanduser()).is_file()), None)
 
 
 def _has_ollama() -> bool:

@@ -99,7 +99,8 @@ def _digests(name: str, settings: models.Key, digest: bytes | None) -> Iterator[
         yield digest, key
     if settings.previous is not None:
         until = settings.previous.until
-        yield settings.previous.hash, replace(key, expires_at=until if key.expires_at is None else min(until, key.expires_at))
+        until = until if key.expires_at is None else min(until, key.expires_at)
+        yield settings.previous.hash, replace(key, expires_at=until, is_previous=True)
 
 
 def _check_key(path: Path, settings: models.Key, report: Report) -> None:

@@ -97,10 +97,6 @@ class KeyStore:
             except sqlite3.IntegrityError:
                 raise KeyExists from None
 
-    def find(self, name: str) -> StoredKey | None:
-        """Return the key of that name."""
-        return next((key for key in read_store(self._path) if key.name == name), None)
-
     def replace(self, key: StoredKey) -> None:
         """Give a key that is there other settings and the id of the key issued last."""
         with self._change() as connection:

@@ -186,6 +186,8 @@ class Key:
     is_enabled: bool = True
     expires_at: float | None = None
     """Unix time after which the key is unknown; None for never."""
+    is_previous: bool = False
+    """Whether it is the one before, good for a while longer after a rotation."""
     is_stored: bool = False
     """Whether it comes from the file of stored keys, which may change while the relay runs."""
 

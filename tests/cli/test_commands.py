@@ -95,7 +95,7 @@ def test_check_of_a_file_that_is_not_there_gives_78(capsys: pytest.CaptureFixtur
     [
         (["chekc"], 'did you mean "check"?'),
         (["sreve"], 'did you mean "serve"?'),
-        (["xyz"], "there are serve, check, explain, rules, schema, version"),
+        (["xyz"], "there are serve, check, explain, keys, rules, schema, version"),
         (["serve", "--confg"], "unrecognized arguments"),
         (["--nonsense"], "unrecognized arguments"),
         (["check", "a", "b"], "unrecognized arguments"),
@@ -171,7 +171,18 @@ def test_schema_is_printed_as_committed(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out == json.dumps(schema(), indent=2) + "\n"
 
 
-@pytest.mark.parametrize("argv", [["check", "a.yaml"], ["explain", "fast", "-c", "a.yaml"], ["version"], ["schema"], ["--help"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["check", "a.yaml"],
+        ["explain", "fast", "-c", "a.yaml"],
+        ["keys", "new", "bob"],
+        ["keys", "list", "-c", "a.yaml"],
+        ["version"],
+        ["schema"],
+        ["--help"],
+    ],
+)
 def test_commands_that_do_not_serve_load_no_server(argv: list[str], tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(GOOD)
     script = f"import sys; sys.path.insert(0, {str(Path(cli.__file__).parents[2])!r})\nfrom relay.cli import main\ncode = main({argv!r})\n"
