@@ -205,6 +205,7 @@ def _request_fields(summary: Summary) -> dict[str, Any]:
         "upstream_status": last.head.status if last is not None and last.head is not None else None,
         "ttft_ms": _ms(summary.ttft_seconds),
         "duration_ms": _ms(summary.duration_seconds),
+        "queue_ms": _ms(summary.queue_seconds),
         "overhead_ms": _ms(summary.overhead_seconds),
         "tokens_in": usage.input if usage is not None else None,
         "tokens_out": usage.output if usage is not None else None,

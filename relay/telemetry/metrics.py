@@ -5,7 +5,7 @@ sets or names from the configuration, the latter capped, so no request can mint 
 """
 
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from relay.config.tree import Config
@@ -27,6 +27,7 @@ class Metrics:
     """The registry and everything in it: a `gateway.Observer`."""
 
     __slots__ = (
+        "_calls",
         "_connections",
         "_dropped",
         "_dropped_seen",
@@ -34,6 +35,7 @@ class Metrics:
         "_leaving",
         "_open",
         "_process",
+        "_queued",
         "_routes",
         "_standings",
         "_standings_seen",
@@ -51,11 +53,19 @@ class Metrics:
         connections: Callable[[], Connections],
         dropped: Callable[[], int],
         standings: Callable[[], Sequence[tuple[str, str]]] = list,
+        calls: Callable[[], Mapping[str, int]] = dict,
+        queued: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
-        """Count for `config`; `connections`, `dropped` (log lines) and `standings` (targets and their states) are asked at each scrape."""
+        """Count for `config`.
+
+        Asked at each scrape: `connections`, `dropped` (log lines), `standings` (targets and their states), `calls` in flight by upstream,
+        and requests `queued` by route.
+        """
         self.registry = registry = Registry(f.all_families(), cap=config.metrics.label_values)
         self._process = ProcessPage()
         self._connections = connections
+        self._calls = calls
+        self._queued = queued
         self._dropped = dropped
         self._standings = standings
         self._standings_seen: dict[str, str] = {}
@@ -156,6 +166,8 @@ class Metrics:
         registry.histogram(f.REQUEST_DURATION, operation, route, stream, _RESULTS[outcome]).observe(summary.duration_seconds)
         if summary.request.key is not None:
             registry.number(f.KEY_REQUESTS, registry.fold("key", summary.request.key.name), outcome).inc()
+        if summary.queue_seconds:
+            registry.histogram(f.QUEUE_WAIT, route).observe(summary.queue_seconds)
         if summary.attempts:
             upstream = registry.fold("upstream", summary.upstream or "")
             self._observe_attempts(summary, route)
@@ -239,6 +251,10 @@ class Metrics:
             name = self.registry.fold("upstream", upstream)
             number(f.CONNECTIONS, name, "idle").set(idle)
             number(f.CONNECTIONS, name, "active").set(max(opened - idle, 0))
+        for upstream, count in self._calls().items():
+            number(f.UPSTREAM_IN_FLIGHT, self.registry.fold("upstream", upstream)).set(count)
+        for route, count in self._queued().items():
+            number(f.QUEUED, self.registry.fold("route", route)).set(count)
         for target, current in self._standings():
             if self._standings_seen.get(target) != current:
                 self._standings_seen[target] = current
