@@ -6,8 +6,11 @@ from relay.config.tree import Upstream
 from relay.errors import UpstreamRefused
 from relay.exchange import JSON_OPERATIONS, ClientRequest, ResponseHead, StreamMeter
 from relay.policy.backoff import retry_after
+from relay.policy.refusals import Blame
+from relay.policy.routing import Choice
+from relay.policy.verdicts import judge
 from relay.stream import BodyRelay, EventRelay, HoldBudget, OpaqueRelay, Port, WholeRelay
-from relay.wire.openai import parse_error
+from relay.wire.faults import ErrorWords, parse_error
 
 
 def choose_relay(
@@ -29,18 +32,18 @@ def is_unusable(head: ResponseHead, request: ClientRequest) -> bool:
     return request.operation in JSON_OPERATIONS and (head.content_type == b"text/html" or head.status in (204, 205))
 
 
-def is_replaced(status: int, upstream: Upstream) -> bool:
-    """Tell whether the caller never sees a refusal of this status as it came (ruling 9)."""
-    if status in (401, 402, 403):
-        return not upstream.is_passthrough
-    return 300 <= status < 400
+def is_replaced(refusal: UpstreamRefused, choice: Choice) -> bool:
+    """Tell whether the caller never sees `refusal` as it came, for it is about a credential of the relay (ruling 9)."""
+    if refusal.status not in (401, 402, 403) or choice.target.upstream.is_passthrough:
+        return False
+    return judge(refusal, choice).blame is not Blame.NOBODY
 
 
-def read_refusal(head: ResponseHead, body: bytes, upstream: Upstream) -> UpstreamRefused:
+def read_refusal(head: ResponseHead, body: bytes) -> UpstreamRefused:
     """Read what a refusal says of itself, as far as its body has come."""
-    type_, code = parse_error(body) if body and not head.is_encoded else (None, None)
+    words = parse_error(body) if body and not head.is_encoded else ErrorWords()
     wait = retry_after(head.headers, time(), body)
-    return UpstreamRefused(head.status, vendor=upstream.vendor, type=type_, code=code, retry_after=wait)
+    return UpstreamRefused(head.status, type=words.type, code=words.code, message=words.message, retry_after=wait)
 
 
 def _looks_like_events(request: ClientRequest, head: ResponseHead) -> bool:

@@ -16,6 +16,8 @@ from typing import Any
 from relay.answering import choose_relay, is_replaced, is_unusable, read_refusal
 from relay.config.tree import Timeouts
 from relay.errors import (
+    ConnectFailed,
+    ConnectFault,
     Draining,
     Malformation,
     MalformedResponse,
@@ -29,9 +31,7 @@ from relay.errors import (
 )
 from relay.exchange import Attempt, Exchange, Operation, Outcome, ResponseHead, State, UpstreamRequest
 from relay.policy.bounds import next_bound
-from relay.policy.patience import advice
 from relay.policy.routing import Choice
-from relay.policy.targets import name_of
 from relay.policy.verdicts import judge
 from relay.ports import Call, Sink, Upload, Upstreams
 from relay.stream import DONE_GRACE_SECONDS, HOLD_SECONDS, BodyEnd, BodyRelay, EventRelay, HoldBudget, OpaqueRelay, WholeRelay, broken
@@ -73,11 +73,14 @@ class Attempting:
         timeouts: Timeouts,
         budget: HoldBudget,
         *,
-        may_fall_back: Callable[[], bool],
+        may_fall_back: Callable[[UpstreamRefused], bool],
         deadline_at: float = inf,
-        on_answer: Callable[[], None] | None = None,
+        on_answer: Callable[[float], None] | None = None,
     ) -> None:
-        """Try `choice`; `deadline_at` is when the caller gives up, `on_answer` is called when a good answer begins."""
+        """Try `choice`; `deadline_at` is when the caller gives up.
+
+        `may_fall_back` is asked about a refusal that would be passed on, `on_answer` is told when a good answer begins.
+        """
         self._loop = asyncio.get_running_loop()
         self._exchange = exchange
         self._choice = choice
@@ -108,11 +111,17 @@ class Attempting:
 
     async def run(self, upstreams: Upstreams, request: UpstreamRequest, upload: Upload | None, *, is_fresh: bool) -> RelayError | None:
         """Make the attempt; return None when the answer is over, else why nothing reached the client."""
+        bound = self._time_left(monotonic())
+        if bound[1] <= 0:
+            return UpstreamTimeout(bound[0])
         try:
             try:
-                self._call = await upstreams.begin(request, self, self._timeouts.connect, is_fresh=is_fresh)
+                self._call = await upstreams.begin(request, self, min(self._timeouts.connect, bound[1]), is_fresh=is_fresh)
             except UpstreamError as error:
-                return self.done.result() if self.done.done() else error
+                if self.done.done():
+                    return self.done.result()
+                is_ours = bound[1] < self._timeouts.connect and isinstance(error, ConnectFailed) and error.fault is ConnectFault.TIMEOUT
+                return UpstreamTimeout(bound[0]) if is_ours else error
             self.attempt.sent_at = monotonic()
             self.was_reused = self._call.is_reused
             self._sink.follow(self._call)
@@ -138,11 +147,6 @@ class Attempting:
                 task.exception()
             self.is_uploading = False
             self.attempt.sent_at = monotonic()
-
-    @property
-    def refusal(self) -> UpstreamRefused | None:
-        """Return why the upstream refused, also when its answer was passed on; None when it did not."""
-        return self._refusal
 
     def cut(self, outcome: Outcome, code: str) -> None:
         """End the attempt for a reason of the relay's own, such as shutdown."""
@@ -173,8 +177,8 @@ class Attempting:
             self.failed(MalformedResponse(Malformation.PROTOCOL))
             return
         if head.status >= 300 and head.status != 304:
-            self._refusal = read_refusal(head, b"", self._choice.target.upstream)
-            if is_replaced(head.status, self._choice.target.upstream):
+            self._refusal = read_refusal(head, b"")
+            if head.status < 400:
                 self.failed(self._refusal)
                 return
         elif is_unusable(head, self._exchange.request):
@@ -203,7 +207,7 @@ class Attempting:
         self.attempt.head = head
         self.relay = OpaqueRelay(self, self.attempt.meter, is_open_proof=True)
         if self._on_answer is not None:
-            self._on_answer()
+            self._on_answer(monotonic())
         exchange.move(State.COMMITTED)
         exchange.status = head.status
         self._sink.switch(exchange, head, rest, self._from_client)
@@ -220,12 +224,6 @@ class Attempting:
 
     def _read_client(self) -> None:
         self._sink.set_reading(on=True)
-
-    def _may_fall_back_on(self, error: UpstreamRefused) -> bool:
-        if error.status in (401, 402, 403) and self._choice.target.upstream.is_passthrough:
-            # The caller's own credential was refused: that is the answer.
-            return False
-        return judge(error, is_mapped=self._choice.is_mapped).fall_back and self._may_fall_back()
 
     # What the relay asks for
 
@@ -246,27 +244,18 @@ class Attempting:
         assert head is not None
         if self._refusal is None:
             if self._on_answer is not None:
-                self._on_answer()
+                self._on_answer(monotonic())
         else:
-            self._refusal = read_refusal(head, first, self._choice.target.upstream)
-            if self._may_fall_back_on(self._refusal):
+            self._refusal = read_refusal(head, first)
+            if self._may_fall_back(self._refusal) or is_replaced(self._refusal, self._choice):
                 self.failed(self._refusal)
                 return False
-            self._advise(self._refusal)
         self._sink.open(exchange, head, first)
         exchange.move(State.COMMITTED)
         exchange.committed_at = monotonic()
         exchange.status = head.status
         self.write = self._sink.write
         return True
-
-    def _advise(self, refusal: UpstreamRefused) -> None:
-        """Tell an SDK not to ask again when that would multiply attempts, or cannot help."""
-        exchange = self._exchange
-        is_spent = len({name_of(attempt.target) for attempt in exchange.attempts}) > 1
-        is_asked_again = refusal.status >= 500 or refusal.status in (408, 409, 429)
-        if is_asked_again and (is_spent or judge(refusal, is_mapped=self._choice.is_mapped).is_final):
-            exchange.advice = advice(None)
 
     def content_written(self) -> None:
         """Take the client's time to first token."""
@@ -282,6 +271,9 @@ class Attempting:
 
     def failed(self, error: UpstreamError) -> None:
         """Give the attempt up: nothing of it reached the client."""
+        if self._refusal is not None and is_replaced(self._refusal, self._choice):
+            # Whatever became of its body, the refusal is what there is to know.
+            error = self._refusal
         self._settle(error)
 
     def ended(self, outcome: Outcome, code: str | None, *, is_clean: bool, can_append: bool) -> None:
@@ -308,9 +300,8 @@ class Attempting:
     def _outcome(self, outcome: Outcome) -> Outcome:
         if self._refusal is None or outcome is not Outcome.COMPLETE:
             return outcome
-        verdict = judge(self._refusal, is_mapped=self._choice.is_mapped)
-        is_callers = not verdict.fall_back or (self._choice.target.upstream.is_passthrough and self._refusal.status in (401, 402, 403))
-        return Outcome.REJECTED if is_callers else Outcome.UPSTREAM_FAILED
+        # A refusal that would have fallen back, had the route or the budget had more, is no fault of the caller's.
+        return Outcome.UPSTREAM_FAILED if judge(self._refusal, self._choice).fall_back else Outcome.REJECTED
 
     def _error_event(self, code: str) -> bytes:
         envelope = encode_error(upstream_message(code), type="upstream_error", code=code)
@@ -336,7 +327,13 @@ class Attempting:
         if self._exchange.state is State.COMMITTED and self.relay is not None:
             self.relay.cut(Outcome.UPSTREAM_STALLED, phase.value)
         else:
-            self.failed(UpstreamTimeout(phase))
+            had_its_time = now - self.attempt.started_at >= self._timeouts.total / 2
+            self.failed(UpstreamTimeout(phase, had_its_time=had_its_time))
+
+    def _time_left(self, now: float) -> tuple[Phase, float]:
+        """Return what bounds the whole exchange first, and the seconds until then."""
+        total_at = self._exchange.request.received_at + self._timeouts.total
+        return (Phase.CALLER, self._deadline_at - now) if self._deadline_at < total_at else (Phase.TOTAL, total_at - now)
 
     def _bound(self, now: float) -> tuple[Phase, float]:
         full_since = self._call.full_since if self._call is not None else None

@@ -10,7 +10,7 @@ from time import monotonic
 from typing import Protocol
 from urllib.parse import unquote
 
-from relay.config.tree import Key, Upstream
+from relay.config.tree import Key, Secret, Upstream
 from relay.errors import ClientError, Draining, ErrorAnswer, InternalError, Overloaded, RelayError, error_answer
 from relay.exchange import Exchange, Operation, Outcome, State, Summary, UpstreamRequest, summarize
 from relay.forward import Forwarder
@@ -73,7 +73,7 @@ class Gateway:
         observer: Observer,
         *,
         targets: Targets,
-        credential: Callable[[Upstream], bytes | None],
+        credential: Callable[[Upstream, Secret | None], bytes | None],
         make_id: Callable[[], str],
         chance: Callable[[], float] = lambda: 0.5,
     ) -> None:
@@ -128,12 +128,12 @@ class Gateway:
         self._observer.routed(exchange)
         client.write_seconds = plan.route.timeouts.write
 
-        def encode(choice: Choice) -> UpstreamRequest:
+        def encode(choice: Choice, secret: Secret | None) -> UpstreamRequest:
             upstream = choice.target.upstream
             return snapshot.providers[upstream.name].encode(
                 request,
                 choice.model,
-                None if upstream.is_passthrough else self._credential(upstream),
+                None if upstream.is_passthrough else self._credential(upstream, secret),
                 upload_length=arrival.content_length,
                 is_upload=upload is not None,
             )
@@ -164,7 +164,7 @@ class Gateway:
         lines = [(b"content-type", b"application/json"), (b"x-relay-error", answer.code.encode("ascii")), *_own_headers(exchange)]
         told = {**(answer.headers or {}), **exchange.advice}
         lines += [(name.encode("ascii"), value.encode("ascii")) for name, value in told.items()]
-        client.answer(answer.status, lines, answer.body())
+        client.answer(answer.status, lines, answer.body(exchange.attempts_told()))
 
     def _finish(self, exchange: Exchange, client: Client) -> None:
         exchange.bytes_out = client.bytes_out

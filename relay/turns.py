@@ -16,10 +16,10 @@ from relay.policy.slots import AllSlots, Claim, Holds
 class Turns:
     """Gets exchanges their slots."""
 
-    __slots__ = ("_queued", "_slots", "_waiting")
+    __slots__ = ("_queued", "_waiting", "slots")
 
     def __init__(self, slots: AllSlots) -> None:
-        self._slots = slots
+        self.slots = slots
         self._waiting: set[asyncio.Future[None]] = set()
         self._queued: dict[str, int] = {}
 
@@ -28,17 +28,9 @@ class Turns:
         """Return how many exchanges of each route wait; those of routes where some ever did."""
         return self._queued
 
-    def is_full(self, target: Target) -> bool:
-        """Tell whether a call to `target` would have to wait."""
-        return self._slots.of(target.upstream.name).is_full
-
-    def claim(self, target: Target) -> Claim | None:
-        """Take a slot for a call to `target`, else a place in the queue; None when there is neither."""
-        return self._slots.of(target.upstream.name).claim()
-
     async def take(self, exchange: Exchange, target: Target, deadline_at: float) -> Claim | None:
         """Take a slot, waiting for it until `deadline_at` at most; None when there is none in time. The slot has to be given back."""
-        claim = self.claim(target)
+        claim = self.slots.of(target.upstream.name).claim()
         if claim is None or claim.holds is Holds.SLOT:
             return claim
         route = exchange.route

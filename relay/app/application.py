@@ -32,6 +32,7 @@ from relay.forward import Forwarder
 from relay.gateway import Gateway
 from relay.planning import Snapshot
 from relay.policy.routing import Router
+from relay.policy.slots import AllSlots
 from relay.policy.targets import Targets
 from relay.providers.openai import OpenAIProvider
 from relay.stream import HoldBudget
@@ -44,6 +45,7 @@ from relay.transport.downstream import Downstream, Page
 from relay.transport.fetch import ask_health, fetch
 from relay.transport.listener import Incoming, RelayServer, Sent
 from relay.transport.upstream import UpstreamPools
+from relay.turns import Turns
 
 FAST_EXIT_SECONDS: Final = 1.0
 
@@ -86,11 +88,16 @@ class App:
         self._running = Running()
         self._targets = Targets()
         self._targets.know(config)
+        self._slots = AllSlots()
+        self._slots.know(config)
+        self._turns = Turns(self._slots)
         self._metrics = Metrics(
             config,
             __version__,
             connections=self._pools.counts,
             dropped=lambda: self._writer.dropped,
+            calls=lambda: {load.upstream: load.held for load in self._slots.loads()},
+            queued=lambda: self._turns.queued,
             standings=lambda: [(target.name, target.health.value) for target in self._targets.standings(monotonic())],
         )
         self._checks = HealthChecks(
@@ -116,7 +123,7 @@ class App:
         config = self._config
         sock = listen(config.server.host, config.server.port)
         await self._start_demo(config)
-        forwarder = Forwarder(self._pools, self._running, HoldBudget(), self._targets, random.random)
+        forwarder = Forwarder(self._pools, self._running, HoldBudget(), self._targets, self._turns, random.random)
         self._gateway = Gateway(
             self._snapshot(config),
             forwarder,
@@ -200,6 +207,7 @@ class App:
         self._config = config
         self._metrics.know(config)
         self._targets.know(config)
+        self._slots.know(config)
         self._gateway.snapshot = snapshot
         self._checks.know(config)
         self._key_watch.follow(config.key_store)
@@ -237,6 +245,7 @@ class App:
         listener.close()
         server.retire()
         await self._idle_for(self._config.server.drain, lambda: self._is_hurried)
+        self._turns.dismiss()
         self._running.cut_all(Outcome.DRAINED, "server_shutting_down")
         await self._idle_for(FAST_EXIT_SECONDS, lambda: False)
 

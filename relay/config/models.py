@@ -14,6 +14,7 @@ from relay.config.fields import (
     Affinity,
     Availability,
     BaseUrl,
+    CauseName,
     Count,
     Credential,
     Digest,
@@ -31,6 +32,7 @@ from relay.config.fields import (
     Places,
     ProbePath,
     Proxy,
+    Retries,
     Size,
     StrategyName,
     Switch,
@@ -137,6 +139,12 @@ class Upstream(BaseModel):
         "passthrough",
         is_secret=True,
     )
+    api_keys: list[Credential] = setting(
+        [],
+        "Several credentials instead of one: when one is throttled or refused, it rests and the next is used.",
+        ["${OPENAI_KEY_1}", "${OPENAI_KEY_2}"],
+        is_secret=True,
+    )
     api_key_file: Text | None = setting(None, "File that holds the credential; read again when it changes.", "/run/secrets/openai")
     forward_headers: list[HeaderName] = setting([], "Further request headers that may pass to it.", ["x-team"], shown=[])
     allow_private: Switch | None = setting(
@@ -223,6 +231,15 @@ class Route(BaseModel):
         "prefix",
         "header:x-session-id",
         shown="none",
+    )
+    fallback_on: list[CauseName] = setting(
+        [], "Refusals of the request itself after which the next target is tried, too.", ["context_length", "content_policy"], shown=[]
+    )
+    retries: Retries = setting(
+        2,
+        "How often a target is asked again, after a short wait, when no other is left; within a budget of a tenth of all requests.",
+        1,
+        shown=2,
     )
     timeouts: Timeouts = setting(Timeouts(), "Timeouts that differ on this route, for all its targets.", {"first_token": "45s"})
 

@@ -12,7 +12,7 @@ from typing import Final
 from relay.config import models
 from relay.config.problems import Path, did_you_mean, shown
 from relay.config.report import Report
-from relay.config.tree import AffinityKind, Route, Strategy, Target, Timeouts, Upstream
+from relay.config.tree import AffinityKind, FallbackCause, Route, Strategy, Target, Timeouts, Upstream
 
 _OF_EXCHANGE: Final = ("write", "total")
 _Located = tuple[Path, models.Target]
@@ -55,6 +55,8 @@ class RouteBuilder:
             timeouts=timeouts,
             strategy=Strategy(given.strategy) if given.strategy else Strategy.WEIGHTED if section == "balance" else Strategy.ORDERED,
             affinity=given.affinity,
+            fallback_on=frozenset(map(FallbackCause, given.fallback_on)),
+            retries=given.retries,
         )
 
     def _located(self, path: Path, section: str, written: list[models.Target]) -> list[_Located]:
@@ -102,6 +104,8 @@ class RouteBuilder:
             if section in said and not getattr(given, section):
                 report.add((*path, section), "is empty")
         self._check_balance(path, given)
+        if given.fallback_on and len(given.to) + len(given.balance) + len(given.fallback) == 1:
+            report.add((*path, "fallback_on"), "has no effect: the route has no second target")
 
     def _check_balance(self, path: Path, given: models.Route) -> None:
         report = self.report

@@ -132,6 +132,13 @@ def parse_probe_path(value: object) -> str:
     return text
 
 
+def parse_retries(value: object) -> int:
+    """Return how often a target may be asked again: at most three attempts are made in all."""
+    if value not in ("0", "1", "2", 0, 1, 2) or isinstance(value, bool):
+        raise ValueError("expected 0, 1 or 2")
+    return int(str(value))
+
+
 def parse_weight(value: object) -> int:
     """Return a weight from 1 to 1000."""
     expected = "a weight from 1 to 1000"

@@ -6,8 +6,9 @@ Only names in the configuration decide; nothing in a request can name a host (A2
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from relay.config.tree import Key, Route, Target
+from relay.config.tree import FallbackCause, Key, Route, Target
 from relay.errors import ClientError
+from relay.policy.slots import AllSlots
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,27 +20,35 @@ class Choice:
     """The name to send; None leaves the request without one."""
     is_mapped: bool
     """Whether we chose the name (then a 404 for it is our configuration's fault), not the caller by a wildcard."""
+    fallback_on: frozenset[FallbackCause] = frozenset()
+    """Refusals of the request itself after which the next target is tried."""
 
 
 class RoutePlan:
     """The ordered targets of one exchange, each offered once; one that has no slot free is offered after those that have."""
 
-    __slots__ = ("_choices", "is_full", "route")
+    __slots__ = ("_choices", "route", "slots")
 
     def __init__(self, route: Route, choices: Sequence[Choice]) -> None:
         self.route = route
         self._choices = list(choices)
-        self.is_full: Callable[[Target], bool] | None = None
-        """Tells whether a target takes no more calls for now; None for nobody who would know."""
+        self.slots: AllSlots | None = None
+        """Tell which targets take no more calls for now; None where nothing is bounded."""
 
     def next(self) -> Choice | None:
         """Return the next target to try, or None when all were offered."""
         if not self._choices:
             return None
         position = 0
-        if self.is_full is not None and len(self._choices) > 1:
-            position = next((number for number, choice in enumerate(self._choices) if not self.is_full(choice.target)), 0)
+        slots = self.slots
+        if slots is not None and len(self._choices) > 1:
+            free = (number for number, choice in enumerate(self._choices) if not slots.of(choice.target.upstream.name).is_full)
+            position = next(free, 0)
         return self._choices.pop(position)
+
+    def has_room(self, choice: Choice) -> bool:
+        """Tell whether a call there may be made, or wait for its turn."""
+        return self.slots is None or not self.slots.of(choice.target.upstream.name).is_crowded
 
     @property
     def left(self) -> Sequence[Choice]:
@@ -129,8 +138,9 @@ def may_use(key: Key | None, route: Route) -> bool:
 def _resolve(route: Route, target: Target, name: str | None) -> Choice:
     pattern = target.model
     if pattern is None or (name is None and pattern.endswith("*")):
-        return Choice(target=target, model=None, is_mapped=False)
+        return Choice(target=target, model=None, is_mapped=False, fallback_on=route.fallback_on)
     if not pattern.endswith("*"):
-        return Choice(target=target, model=pattern, is_mapped=True)
+        return Choice(target=target, model=pattern, is_mapped=True, fallback_on=route.fallback_on)
     assert name is not None
-    return Choice(target=target, model=pattern[:-1] + name[len(route.name) - 1 :], is_mapped=False)
+    model = pattern[:-1] + name[len(route.name) - 1 :]
+    return Choice(target=target, model=model, is_mapped=False, fallback_on=route.fallback_on)

@@ -220,7 +220,7 @@ def _request_fields(summary: Summary) -> dict[str, Any]:
 def _phase(summary: Summary) -> str:
     """Tell how far the exchange had come when it ended."""
     if not summary.attempts:
-        return "request"
+        return "queue" if summary.queue_seconds else "request"
     last = summary.attempts[-1]
     if last.sent_at is None:
         return "connect"
