@@ -39,6 +39,11 @@ class Step:
     connect: float
     first_token: float
     between_tokens: float
+    concurrency: int | None = None
+    """Calls at once that its upstream is given, by each process."""
+    queue: int | None = None
+    """Requests that may wait for a turn there; None where nothing is bounded."""
+    queue_wait: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +185,9 @@ def _steps(route: Route, name: str | None) -> Iterator[Step]:
             connect=timeouts.connect,
             first_token=timeouts.first_token,
             between_tokens=timeouts.between_tokens,
+            concurrency=upstream.limits.concurrency,
+            queue=None if upstream.limits.concurrency is None else upstream.limits.queue,
+            queue_wait=None if upstream.limits.concurrency is None else upstream.limits.queue_wait,
         )
 
 
@@ -236,6 +244,8 @@ def _step_lines(number: int, step: Step) -> Iterator[str]:
     yield f"    {number}. {step.target}  ({step.address}){share}"
     bounds = (("connect", step.connect), ("first token", step.first_token), ("between tokens", step.between_tokens))
     yield f"       {', '.join(f'{name} {_duration(seconds)}' for name, seconds in bounds)}"
+    if step.concurrency is not None and step.queue is not None and step.queue_wait is not None:
+        yield f"       at most {step.concurrency} calls at once; {step.queue} more wait for a turn, up to {_duration(step.queue_wait)}"
 
 
 def _duration(seconds: float) -> str:
