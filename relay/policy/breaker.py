@@ -98,6 +98,10 @@ class Breaker:
         """Return how many seconds of rest are left; 0 when a try is due."""
         return 0.0 if self._until is None else max(0.0, self._until - now)
 
+    def cause(self, now: float) -> Cause | None:
+        """Return why it rests, None when it does not."""
+        return None if self.health(now) is Health.HEALTHY else self._cause
+
     def may_try(self, now: float) -> bool:
         """Tell whether `begin` would give a permit."""
         match self.health(now):

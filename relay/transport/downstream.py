@@ -7,7 +7,7 @@ import ipaddress
 import re
 from collections.abc import Awaitable, Callable
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from relay.config.tree import Server
 from relay.errors import ClientError, error_answer
@@ -25,6 +25,13 @@ _EXPOSED: Final = (
 
 Page = Callable[[Headers], Awaitable[tuple[int, bytes, bytes]]]
 """A page of the relay's own: request headers -> status, content type, body."""
+
+
+class Admin(Protocol):
+    """Answers what is below /admin/, on a listener that only this machine reaches."""
+
+    async def answer(self, arrival: "HttpArrival", sink: ClientSink) -> None:
+        """Answer one request."""
 
 
 class HttpArrival:
@@ -122,7 +129,7 @@ class HttpArrival:
 class Downstream:
     """Answers the requests of one listener."""
 
-    __slots__ = ("_gateway", "_is_api", "_pages", "_server", "_trusted")
+    __slots__ = ("_admin", "_gateway", "_is_api", "_pages", "_server", "_trusted")
 
     def __init__(self, gateway: Gateway, server: Server, pages: dict[str, Page], *, is_api: bool = True) -> None:
         """Send /v1 to `gateway` if this listener `is_api`; `pages` are the relay's own paths."""
@@ -166,6 +173,8 @@ class Downstream:
             sink.answer(204, _preflight(arrival.headers), b"")
         elif self._is_api and (arrival.path.startswith("/v1/") or arrival.path == "/v1"):
             await self._gateway.serve(arrival, sink)
+        elif self._admin is not None and arrival.path.startswith("/admin/"):
+            await self._admin.answer(arrival, sink)
         elif arrival.fault is not None:
             _refuse(sink, arrival.fault)
         elif (page := self._pages.get(arrival.path)) is not None and arrival.method in ("GET", "HEAD"):
