@@ -16,6 +16,7 @@ from time import monotonic, time
 from typing import Any, Final
 
 from relay import __version__
+from relay.app.admin import Admin
 from relay.app.checks import HealthChecks
 from relay.app.keywatch import KeyWatch
 from relay.app.listening import BACKLOG, listen, max_connections, url_of
@@ -23,6 +24,7 @@ from relay.app.pages import Pages
 from relay.app.reloading import Read, Reloads, fixed_changes
 from relay.attempt import Attempting
 from relay.catalog import Catalog
+from relay.config.addresses import is_loopback
 from relay.config.keys import with_stored
 from relay.config.listening import needs_keys
 from relay.config.tree import Config, Key, Kind, Target, Timeouts, Upstream
@@ -106,6 +108,7 @@ class App:
             self._log,
             random.random,
         )
+        self._admin = Admin(config, self._targets, self._slots, self._log)
         self._demo: DemoServer | None = None
         self._demo_url = ""
         self._gateway: Gateway | None = None
@@ -147,7 +150,9 @@ class App:
     async def _serve(self, sock: socket.socket, pages: dict[str, Page], *, is_api: bool) -> None:
         assert self._gateway is not None
         settings = self._bound[0]
-        downstream = Downstream(self._gateway, settings, pages, is_api=is_api)
+        # Whoever can see the numbers of the process from its own machine may also steer it.
+        has_admin = "/metrics" in pages and is_loopback(sock.getsockname()[0])
+        downstream = Downstream(self._gateway, settings, pages, is_api=is_api, admin=self._admin if has_admin else None)
         server = RelayServer(_handler(downstream), max_connections=max_connections(settings), on_failure=self._on_failure)
         listener = await asyncio.get_running_loop().create_server(server, sock=sock, backlog=BACKLOG)
         self._servers.append((server, listener))
@@ -210,6 +215,7 @@ class App:
         self._slots.know(config)
         self._gateway.snapshot = snapshot
         self._checks.know(config)
+        self._admin.know(config)
         self._key_watch.follow(config.key_store)
         self._metrics.loaded(is_good=True, unix_time=time())
         self._log.info("reload", result="ok", routes=len(config.routes), upstreams=len(config.upstreams))

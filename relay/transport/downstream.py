@@ -131,8 +131,11 @@ class Downstream:
 
     __slots__ = ("_admin", "_gateway", "_is_api", "_pages", "_server", "_trusted")
 
-    def __init__(self, gateway: Gateway, server: Server, pages: dict[str, Page], *, is_api: bool = True) -> None:
-        """Send /v1 to `gateway` if this listener `is_api`; `pages` are the relay's own paths."""
+    def __init__(
+        self, gateway: Gateway, server: Server, pages: dict[str, Page], *, is_api: bool = True, admin: Admin | None = None
+    ) -> None:
+        """Send /v1 to `gateway` if this listener `is_api`; `pages` are the relay's own paths, `admin` has those below /admin/."""
+        self._admin = admin
         self._gateway = gateway
         self._is_api = is_api
         self._server = server
