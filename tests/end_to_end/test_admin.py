@@ -1,5 +1,9 @@
 """The admin endpoint against a running relay: what it tells and does, and whom it refuses."""
 
+import asyncio
+import json
+import sys
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -8,7 +12,7 @@ import pytest
 from tests.conftest import RelayWith
 from tests.fakes.client import RawClient, Response
 from tests.fakes.ports import free_port
-from tests.fakes.relay import RelayProcess
+from tests.fakes.relay import ROOT, RelayProcess
 from tests.fakes.scripts import error_answer, json_answer
 from tests.fakes.upstream import ScriptedUpstream
 
@@ -28,6 +32,12 @@ async def second() -> AsyncIterator[ScriptedUpstream]:
 async def relay(upstream: ScriptedUpstream, second: ScriptedUpstream, relay_with: RelayWith) -> RelayProcess:
     upstream.answers(json_answer(ANSWER))
     return await relay_with(config(upstream, second))
+
+
+@pytest.fixture(scope="module")
+async def shared(shared_upstream: ScriptedUpstream, shared_relay_with: RelayWith) -> RelayProcess:
+    """One relay for all requests that change nothing."""
+    return await shared_relay_with(config(shared_upstream, shared_upstream))
 
 
 def config(first: ScriptedUpstream, second: ScriptedUpstream, **more: Any) -> dict[str, Any]:
@@ -120,10 +130,10 @@ async def test_a_refused_credential_is_forgiven_with_its_target(relay: RelayProc
         ("POST", "/admin/targets/first/org/a/rest", b" " * 5000, 413, "request_too_large"),
     ],
 )
-async def test_what_cannot_be_done_is_said(relay: RelayProcess, method: str, target: str, body: bytes, status: int, code: str) -> None:
-    response = await sent(relay, method, target, body)
+async def test_what_cannot_be_done_is_said(shared: RelayProcess, method: str, target: str, body: bytes, status: int, code: str) -> None:
+    response = await sent(shared, method, target, body)
     assert (response.status, response.error_code) == (status, code)
-    assert {entry["health"] for entry in (await targets(relay)).values()} == {"healthy"}
+    assert {entry["health"] for entry in (await targets(shared)).values()} == {"healthy"}
 
 
 async def sent(relay: RelayProcess, method: str, target: str, body: bytes = b"", **headers: str | None) -> Response:
@@ -156,23 +166,23 @@ async def sent(relay: RelayProcess, method: str, target: str, body: bytes = b"",
     ids=str,
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_what_comes_from_a_page_or_through_a_proxy_is_refused(relay: RelayProcess, headers: dict[str, str], method: str) -> None:
+async def test_what_comes_from_a_page_or_through_a_proxy_is_refused(shared: RelayProcess, headers: dict[str, str], method: str) -> None:
     target, body = ("/admin/targets", b"") if method == "GET" else ("/admin/targets/first/org/a/rest", b'{"seconds": 60}')
-    response = await sent(relay, method, target, body, **headers)
+    response = await sent(shared, method, target, body, **headers)
     assert (response.status, response.error_code) == (403, "not_local")
-    assert (await targets(relay))["first/org/a"]["health"] == "healthy"
+    assert (await targets(shared))["first/org/a"]["health"] == "healthy"
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", None])
-async def test_a_body_that_a_form_could_send_changes_nothing(relay: RelayProcess, kind: str | None) -> None:
-    response = await sent(relay, "POST", "/admin/targets/first/org/a/rest", b'{"seconds": 60}', Content_Type=kind)
+async def test_a_body_that_a_form_could_send_changes_nothing(shared: RelayProcess, kind: str | None) -> None:
+    response = await sent(shared, "POST", "/admin/targets/first/org/a/rest", b'{"seconds": 60}', Content_Type=kind)
     assert response.status == 400
-    assert (await targets(relay))["first/org/a"]["health"] == "healthy"
+    assert (await targets(shared))["first/org/a"]["health"] == "healthy"
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1:8080", "127.1.2.3", "[::1]:8080"])
-async def test_names_of_loopback_are_good(relay: RelayProcess, host: str) -> None:
-    assert (await sent(relay, "GET", "/admin/targets", Host=host)).status == 200
+async def test_names_of_loopback_are_good(shared: RelayProcess, host: str) -> None:
+    assert (await sent(shared, "GET", "/admin/targets", Host=host)).status == 200
 
 
 async def test_it_is_where_the_metrics_are_and_never_on_another_address(
@@ -193,3 +203,31 @@ async def test_it_is_where_the_metrics_are_and_never_on_another_address(
     async with await RawClient.open(other) as client:
         await client.request("GET", "/admin/targets", [])
         assert (await client.read_response(method="GET")).status == 404
+
+
+async def told(relay: RelayProcess, *words: str) -> tuple[int | None, str, str]:
+    """Run `relay targets` and return its exit code and what it printed."""
+    command = [sys.executable, "-m", "relay", "targets", "--url", relay.url.removesuffix("/v1"), *words]
+    process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=PIPE, stderr=PIPE)
+    out, err = await process.communicate()
+    return process.returncode, out.decode(), err.decode()
+
+
+async def test_the_command_line_lists_rests_and_restores(relay: RelayProcess) -> None:
+    code, out, err = await told(relay)
+    assert (code, err) == (0, "")
+    assert [line.split()[:2] for line in out.splitlines()] == [
+        ["target", "health"],
+        ["first/org/a", "healthy"],
+        ["second/b", "healthy"],
+        ["second/*", "healthy"],
+    ]
+    code, out, err = await told(relay, "rest", "first/org/a", "--for", "2h")
+    assert (code, err) == (0, "") and "cooling (operator)" in out and "7200s" in out
+    assert await used(relay) == b"second"
+    code, out, _ = await told(relay, "--json")
+    assert code == 0 and json.loads(out)["targets"][0]["cause"] == "operator"
+    assert (await told(relay, "restore", "first/org/a"))[0] == 0
+    assert await used(relay) == b"first"
+    assert await told(relay, "rest", "first/nothing") == (1, "", "relay targets: No route has a target of this name.\n")
+    assert (await told(relay, "rest", "first/org/a", "--for", "ever"))[0] == 2
