@@ -40,7 +40,7 @@ class Step:
     first_token: float
     between_tokens: float
     concurrency: int | None = None
-    """Calls at once that its upstream is given, by each process."""
+    """Calls at once that its upstream is given."""
     queue: int | None = None
     """Requests that may wait for a turn there; None where nothing is bounded."""
     queue_wait: float | None = None

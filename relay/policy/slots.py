@@ -5,7 +5,7 @@ giving back twice does nothing. While anybody waits no slot is free, so nobody o
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from relay.config.tree import Config, UpstreamLimits
@@ -115,10 +115,13 @@ class Load:
 class AllSlots:
     """The slots of every upstream by its name; names come from the configuration alone."""
 
-    __slots__ = ("_slots",)
+    __slots__ = ("_index", "_slots", "_total")
 
-    def __init__(self) -> None:
+    def __init__(self, *, index: int = 0, total: int = 1) -> None:
+        """Hold the part of process `index` where `total` of them share an upstream's calls."""
         self._slots: dict[str, Slots] = {}
+        self._index = index
+        self._total = total
 
     def of(self, upstream: str) -> Slots:
         """Return the slots of `upstream`; without a bound for one that the configuration no longer names."""
@@ -131,10 +134,11 @@ class AllSlots:
         """Take the limits of a new configuration; forget upstreams that it does not name once nobody uses them."""
         for name, upstream in config.upstreams.items():
             slots = self._slots.get(name)
+            limits = part_of(upstream.limits, self._index, self._total)
             if slots is None:
-                self._slots[name] = Slots(upstream.limits)
+                self._slots[name] = Slots(limits)
             else:
-                slots.resize(upstream.limits)
+                slots.resize(limits)
         gone = [name for name, slots in self._slots.items() if name not in config.upstreams]
         for name in gone:
             slots = self._slots[name]
@@ -145,3 +149,14 @@ class AllSlots:
     def loads(self) -> Iterable[Load]:
         """Return what every upstream does now."""
         return [Load(upstream=name, held=slots.held, waiting=slots.waiting) for name, slots in self._slots.items()]
+
+
+def part_of(limits: UpstreamLimits, index: int, total: int) -> UpstreamLimits:
+    """Return what process `index` of `total` may have of `limits`: parts that add up to the whole, but at least one call each.
+
+    One process cannot lend another its slots: a bound that nobody exceeds is worth more than one that is always used up.
+    """
+    if limits.concurrency is None or total == 1:
+        return limits
+    whole, rest = divmod(limits.concurrency, total)
+    return replace(limits, concurrency=max(1, whole + (index < rest)))

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from relay.config.tree import Config, Route, Target, Upstream, UpstreamLimits
-from relay.policy.slots import AllSlots, Claim, Holds, Slots
+from relay.policy.slots import AllSlots, Claim, Holds, Slots, part_of
 
 
 def slots_of(concurrency: int | None, queue: int = 10) -> Slots:
@@ -177,3 +177,23 @@ def test_a_reload_keeps_what_is_in_use_and_forgets_an_upstream_that_is_gone() ->
     waiting.give()
     every.know(config_of(b=UpstreamLimits(concurrency=1)))
     assert [load.upstream for load in every.loads()] == ["b"]
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 7])
+@pytest.mark.parametrize("concurrency", [7, 64, 100])
+def test_the_parts_of_several_processes_add_up_to_the_whole(concurrency: int, total: int) -> None:
+    parts = [part_of(UpstreamLimits(concurrency=concurrency), index, total).concurrency for index in range(total)]
+    assert sum(part or 0 for part in parts) == concurrency
+    assert max(part or 0 for part in parts) - min(part or 0 for part in parts) <= 1
+
+
+def test_every_process_has_at_least_one_slot_and_no_bound_has_no_parts() -> None:
+    assert [part_of(UpstreamLimits(concurrency=2), index, 4).concurrency for index in range(4)] == [1, 1, 1, 1]
+    assert part_of(UpstreamLimits(), 0, 4).concurrency is None
+
+
+def test_a_process_of_several_takes_its_part() -> None:
+    every = AllSlots(index=1, total=2)
+    every.know(config_of(a=UpstreamLimits(concurrency=3)))
+    claimed(every.of("a"))
+    assert every.of("a").is_full
