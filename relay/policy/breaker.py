@@ -8,7 +8,7 @@ bring it back and can do no further harm.
 Report success when the answer commits, not when it is over: else a probe keeps everyone waiting for the length of a stream.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, TypeVar
@@ -237,10 +237,6 @@ class Healths:
         if found is None:
             found = self._breakers[name] = Breaker(self._probe_seconds)
         return found
-
-    def all(self) -> Mapping[str, Breaker]:
-        """Return every breaker by its name."""
-        return self._breakers
 
     def keep(self, names: Iterable[str]) -> None:
         """Forget all but `names`: a new configuration came."""

@@ -104,7 +104,7 @@ class Targets:
 
     def breakers_of(self, upstream: str) -> list[Breaker]:
         """Return the health of every target of one upstream."""
-        return [breaker for name, breaker in self._healths.all().items() if name.partition("/")[0] == upstream]
+        return [self._healths.of(name) for name, target in self._known.items() if target.upstream.name == upstream]
 
     def began(self, target: Target) -> None:
         """Count an attempt in."""
