@@ -5,7 +5,10 @@ The life of a request, and the room each step happens in:
 1. `transport` reads the head off the client's connection and hands the request to the `gateway`. Its `reception` finds the
    key, lets `wire.body` parse the body once, and makes a `ClientRequest`.
 2. `planning` has `policy.routing` turn the model's name into an ordered plan of targets.
-3. `forward` takes the next target; a provider (`providers`) encodes the request for it. -> `UpstreamRequest`
+   `admission` measures it against the limits of its key and route, which a limiter of `stores` counts.
+3. `forward` takes the next target, and one of the `turns` there where calls are bounded; a provider (`providers`) encodes the
+   request for it. -> `UpstreamRequest`
+   Where the route asks for it, `race` starts a second beside a slow one, and `heartbeat` fills a silence with comments.
 4. An `attempt` has `transport.upstream` connect, send and read the answer's head; `answering` chooses how its body is relayed.
    -> `ResponseHead`
 5. `stream` passes the body on as it comes, a copy of it observed by `wire`; with the first meaningful event it commits:
@@ -15,13 +18,16 @@ The life of a request, and the room each step happens in:
 7. The `gateway` closes the exchange with exactly one `Outcome`. The `Summary` of it is told to `telemetry` once.
 
 `exchange` holds the records that travel, `config` builds the one frozen tree of settings, `app` puts the rooms together,
-`cli` is the command line, `catalog` answers for the list of models, `demo` is the simulated upstream for people without an account.
+`workers` runs several such processes behind one address, `cli` is the command line, `catalog` answers for the list of models,
+`demo` is the simulated upstream for people without an account.
 
 Who may import whom (a test checks it), lowest first:
 
     errors <- config <- exchange <- wire, policy <- providers, dialects <- stream
-    stream <- answering, ports <- attempt <- forward, reception, planning <- gateway <- transport <- app <- cli
+    stream <- answering, ports <- attempt, turns <- race, heartbeat <- forward
+    forward, reception, planning, admission <- gateway <- transport <- app <- workers <- cli
     exchange <- telemetry <- app
+    policy <- stores <- app
 
 From `errors` up to `stream` nothing does I/O, reads a clock or rolls a die, `config`'s loader excepted: time and chance come in
 as arguments. `ports` declares what `attempt` and `forward` need from `transport`. From the upstream's socket to the client's a

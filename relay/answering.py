@@ -1,16 +1,17 @@
-"""What an upstream's response head decides: whether the answer is usable, how its body is relayed, what a refusal says of itself."""
+"""What an upstream's answer means: whether it is usable, how its body is relayed, what a refusal says, how an error stands in a stream."""
 
 from time import time
 
 from relay.config.tree import Upstream
-from relay.errors import UpstreamRefused
-from relay.exchange import JSON_OPERATIONS, ClientRequest, ResponseHead, StreamMeter
+from relay.errors import UpstreamRefused, encode_error, error_answer, upstream_message
+from relay.exchange import JSON_OPERATIONS, ClientRequest, Operation, Outcome, ResponseHead, StreamMeter
 from relay.policy.backoff import retry_after
 from relay.policy.refusals import Blame
 from relay.policy.routing import Choice
 from relay.policy.verdicts import judge
 from relay.stream import BodyRelay, EventRelay, HoldBudget, OpaqueRelay, Port, WholeRelay
-from relay.wire.faults import ErrorWords, parse_error
+from relay.wire.faults import ErrorWords, error_envelope, parse_error
+from relay.wire.openai import error_event
 
 
 def choose_relay(
@@ -51,3 +52,21 @@ def _looks_like_events(request: ClientRequest, head: ResponseHead) -> bool:
         return not request.is_head
     # Some servers stream events without saying so.
     return request.is_stream and head.content_type in (b"", b"text/plain")
+
+
+def outcome_with(outcome: Outcome, refusal: UpstreamRefused | None, choice: Choice) -> Outcome:
+    """Return what an answer that ended with `outcome` was, `refusal` taken in when it was one."""
+    if refusal is None or outcome is not Outcome.COMPLETE:
+        return outcome
+    # One that would have fallen back, had the route or the budget had more, is no fault of the caller's.
+    return Outcome.UPSTREAM_FAILED if judge(refusal, choice).fall_back else Outcome.REJECTED
+
+
+def break_event(operation: Operation, code: str) -> bytes:
+    """Return the error event that ends an answer which the upstream broke off."""
+    return error_event(operation, encode_error(upstream_message(code), type="upstream_error", code=code))
+
+
+def refusal_event(operation: Operation, refusal: UpstreamRefused, body: bytes) -> bytes:
+    """Return a refusal as an error event, in the upstream's own words where it has sent them as JSON."""
+    return error_event(operation, error_envelope(body) or error_answer(refusal).body())

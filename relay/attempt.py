@@ -8,16 +8,23 @@ a chunk touches no timer.
 """
 
 import asyncio
+import codecs
 from collections.abc import Callable
 from math import inf
 from time import monotonic
 from typing import Any
 
-from relay.answering import choose_relay, is_replaced, is_unusable, read_refusal
+from relay.answering import (
+    break_event,
+    choose_relay,
+    is_replaced,
+    is_unusable,
+    outcome_with,
+    read_refusal,
+    refusal_event,
+)
 from relay.config.tree import Timeouts
 from relay.errors import (
-    ConnectFailed,
-    ConnectFault,
     Draining,
     Malformation,
     MalformedResponse,
@@ -26,16 +33,13 @@ from relay.errors import (
     UpstreamError,
     UpstreamRefused,
     UpstreamTimeout,
-    encode_error,
-    upstream_message,
+    error_answer,
 )
 from relay.exchange import Attempt, Exchange, Operation, Outcome, ResponseHead, State, UpstreamRequest
-from relay.policy.bounds import next_bound
+from relay.policy.bounds import in_time, next_bound, time_left
 from relay.policy.routing import Choice
-from relay.policy.verdicts import judge
 from relay.ports import Call, Sink, Upload, Upstreams
 from relay.stream import DONE_GRACE_SECONDS, HOLD_SECONDS, BodyEnd, BodyRelay, EventRelay, HoldBudget, OpaqueRelay, WholeRelay, broken
-from relay.wire.openai import error_event
 
 
 class Attempting:
@@ -57,7 +61,10 @@ class Attempting:
         "_timeouts",
         "_watchdog",
         "attempt",
+        "claim",
         "done",
+        "is_beaten",
+        "is_open",
         "is_uploading",
         "relay",
         "switch",
@@ -98,6 +105,12 @@ class Attempting:
         self.attempt = Attempt(target=choice.target, started_at=monotonic())
         self.done: asyncio.Future[RelayError | None] = self._loop.create_future()
         """None: the answer reached the client and is over; an error: nothing reached the client."""
+        self.claim: Callable[[Attempting], None] | None = None
+        """Called just before this attempt's answer begins to reach the client."""
+        self.is_open = False
+        """Whether the client's answer is this attempt's."""
+        self.is_beaten = False
+        """Whether it was given up because another attempt of the exchange has answered."""
         self.was_reused = False
         """Whether the connection had served another request before."""
         self.is_uploading = False
@@ -111,20 +124,16 @@ class Attempting:
 
     async def run(self, upstreams: Upstreams, request: UpstreamRequest, upload: Upload | None, *, is_fresh: bool) -> RelayError | None:
         """Make the attempt; return None when the answer is over, else why nothing reached the client."""
-        bound = self._time_left(monotonic())
-        if bound[1] <= 0:
-            return UpstreamTimeout(bound[0])
+        phase, left = time_left(self._exchange, self._timeouts, monotonic(), self._deadline_at)
+        if left <= 0:
+            return UpstreamTimeout(phase)
         try:
             try:
-                self._call = await upstreams.begin(request, self, min(self._timeouts.connect, bound[1]), is_fresh=is_fresh)
+                self._call = await upstreams.begin(request, self, min(self._timeouts.connect, left), is_fresh=is_fresh)
             except UpstreamError as error:
-                if self.done.done():
-                    return self.done.result()
-                is_ours = bound[1] < self._timeouts.connect and isinstance(error, ConnectFailed) and error.fault is ConnectFault.TIMEOUT
-                return UpstreamTimeout(bound[0]) if is_ours else error
+                return self.done.result() if self.done.done() else in_time(error, phase, is_cut_short=left < self._timeouts.connect)
             self.attempt.sent_at = monotonic()
             self.was_reused = self._call.is_reused
-            self._sink.follow(self._call)
             self._watch()
             if upload is not None:
                 await self._upload(upload, self._call)
@@ -150,16 +159,27 @@ class Attempting:
 
     def cut(self, outcome: Outcome, code: str) -> None:
         """End the attempt for a reason of the relay's own, such as shutdown."""
-        if self._exchange.state is State.COMMITTED and self.relay is not None:
+        if self.is_open and self.relay is not None:
             self.relay.cut(outcome, code)
         else:
             self._settle(Draining())
+
+    def beat(self) -> None:
+        """Give up at once, connection and all: another attempt of the exchange has answered."""
+        self.is_beaten = True
+        self._settle(None)
+
+    @property
+    def is_between_events(self) -> bool:
+        """Tell whether a comment may be put into the answer here."""
+        return isinstance(self.relay, EventRelay) and self.relay.at_boundary
 
     def _close(self) -> None:
         for timer in (self._watchdog, self._hold, self._grace):
             if timer is not None:
                 timer.cancel()
-        self._sink.follow(None)
+        if self.is_open:
+            self._sink.follow(None)
         if self._call is not None:
             self._call.close(self)
         if isinstance(self.relay, WholeRelay):
@@ -190,6 +210,7 @@ class Attempting:
 
     def end(self, how: BodyEnd, *, anything: bool) -> None:
         """Take the end of the upstream's bytes."""
+        self.attempt.body_ended_at = monotonic()
         if self.relay is not None:
             self.relay.finish(how)
         elif not self.done.done():
@@ -210,6 +231,7 @@ class Attempting:
             self._on_answer(monotonic())
         exchange.move(State.COMMITTED)
         exchange.status = head.status
+        self._begin()
         self._sink.switch(exchange, head, rest, self._from_client)
         self.write = self._sink.write
 
@@ -242,20 +264,56 @@ class Attempting:
         exchange = self._exchange
         head = self.attempt.head
         assert head is not None
-        if self._refusal is None:
-            if self._on_answer is not None:
-                self._on_answer(monotonic())
-        else:
+        if self._refusal is not None:
             self._refusal = read_refusal(head, first)
             if self._may_fall_back(self._refusal) or is_replaced(self._refusal, self._choice):
                 self.failed(self._refusal)
                 return False
+        if exchange.is_begun_early:
+            return self._continue(first)
+        if self.claim is not None:
+            self.claim(self)
+        if self._refusal is None and self._on_answer is not None:
+            self._on_answer(monotonic())
         self._sink.open(exchange, head, first)
         exchange.move(State.COMMITTED)
         exchange.committed_at = monotonic()
         exchange.status = head.status
-        self.write = self._sink.write
+        self._begin()
         return True
+
+    def _begin(self) -> None:
+        self.is_open = True
+        self.write = self._sink.write
+        self._sink.follow(self._call)
+
+    def _continue(self, first: bytes) -> bool:
+        """Go on with an answer that heartbeats have begun: only events can stand in it."""
+        if self._refusal is None and not isinstance(self.relay, EventRelay):
+            self.failed(MalformedResponse(Malformation.BAD_RESPONSE))
+            return False
+        if self.claim is not None:
+            self.claim(self)
+        self._exchange.is_begun_early = False
+        if self._refusal is not None:
+            self._refuse_in_stream(self._refusal, first)
+            return False
+        if self._on_answer is not None:
+            self._on_answer(monotonic())
+        self._begin()
+        # A byte order mark is one only at the head of a stream, and that is past.
+        first = first.removeprefix(codecs.BOM_UTF8)
+        if first:
+            self.write(first)
+        return True
+
+    def _refuse_in_stream(self, refusal: UpstreamRefused, body: bytes) -> None:
+        """Pass a refusal on as an error event."""
+        exchange = self._exchange
+        exchange.outcome = outcome_with(Outcome.COMPLETE, refusal, self._choice)
+        exchange.error_code = error_answer(refusal).code
+        self._sink.cut(refusal_event(exchange.request.operation, refusal, body))
+        self._settle(None)
 
     def content_written(self) -> None:
         """Take the client's time to first token."""
@@ -279,14 +337,14 @@ class Attempting:
     def ended(self, outcome: Outcome, code: str | None, *, is_clean: bool, can_append: bool) -> None:
         """End the client's answer and say how it went."""
         exchange = self._exchange
-        exchange.outcome = self._outcome(outcome)
+        exchange.outcome = outcome_with(outcome, self._refusal, self._choice)
         exchange.error_code = code
         # The connection may serve another request by now: the client's back-pressure must not reach it.
         self._sink.follow(None)
         if is_clean:
             self._sink.finish()
         else:
-            self._sink.cut(self._error_event(code) if can_append and code is not None else b"")
+            self._sink.cut(break_event(exchange.request.operation, code) if can_append and code is not None else b"")
         self._settle(None)
 
     def _settle(self, result: RelayError | None) -> None:
@@ -296,16 +354,6 @@ class Attempting:
         self.write = _drop
         if self._call is not None:
             self._call.close(self)
-
-    def _outcome(self, outcome: Outcome) -> Outcome:
-        if self._refusal is None or outcome is not Outcome.COMPLETE:
-            return outcome
-        # A refusal that would have fallen back, had the route or the budget had more, is no fault of the caller's.
-        return Outcome.UPSTREAM_FAILED if judge(self._refusal, self._choice).fall_back else Outcome.REJECTED
-
-    def _error_event(self, code: str) -> bytes:
-        envelope = encode_error(upstream_message(code), type="upstream_error", code=code)
-        return error_event(self._exchange.request.operation, envelope)
 
     # Time
 
@@ -324,16 +372,11 @@ class Attempting:
             wait = min(due - now, self._timeouts.between_tokens)
             self._watchdog = self._loop.call_later(wait, self._guard, self._watch)
             return
-        if self._exchange.state is State.COMMITTED and self.relay is not None:
+        if self.is_open and self.relay is not None:
             self.relay.cut(Outcome.UPSTREAM_STALLED, phase.value)
         else:
             had_its_time = now - self.attempt.started_at >= self._timeouts.total / 2
             self.failed(UpstreamTimeout(phase, had_its_time=had_its_time))
-
-    def _time_left(self, now: float) -> tuple[Phase, float]:
-        """Return what bounds the whole exchange first, and the seconds until then."""
-        total_at = self._exchange.request.received_at + self._timeouts.total
-        return (Phase.CALLER, self._deadline_at - now) if self._deadline_at < total_at else (Phase.TOTAL, total_at - now)
 
     def _bound(self, now: float) -> tuple[Phase, float]:
         full_since = self._call.full_since if self._call is not None else None
@@ -342,7 +385,9 @@ class Attempting:
             self.attempt,
             self._timeouts,
             now,
-            deadline_at=self._deadline_at,
+            is_begun=self.is_open,
+            # A caller that hears comments does not give up.
+            deadline_at=inf if self._exchange.is_begun_early else self._deadline_at,
             is_holding=isinstance(self.relay, EventRelay),
             is_open=self._sink.is_paused,
             upload_since=(now if full_since is None else full_since) if self.is_uploading else None,

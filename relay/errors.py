@@ -178,6 +178,7 @@ def encode_error(message: str, *, type: str, code: str | None, param: str | None
 
 _json: Final = msgspec.json.Encoder()
 _BAD_REQUEST: Final = "invalid_request_error"
+_LIMITED: Final = "rate_limit_error"
 
 CLIENT_ERRORS: Final[Mapping[str, tuple[int, str, str]]] = {
     "invalid_json": (400, _BAD_REQUEST, "The request body is not valid JSON (strict UTF-8, no NaN or Infinity, nested at most 64 deep)."),
@@ -203,12 +204,19 @@ CLIENT_ERRORS: Final[Mapping[str, tuple[int, str, str]]] = {
     "method_not_allowed": (405, _BAD_REQUEST, "This method is not allowed here."),
     "request_timeout": (408, "timeout_error", "The request body stopped arriving."),
     "too_many_failures": (429, "authentication_error", "Too many requests with unknown API keys from this address; try again later."),
+    "rate_limit_rpm": (429, _LIMITED, "Limit reached: requests per minute."),
+    "rate_limit_tpm": (429, _LIMITED, "Limit reached: tokens per minute."),
+    "concurrency_limited": (429, _LIMITED, "Limit reached: requests at once."),
+    "budget_exhausted": (429, _LIMITED, "Limit reached: the budget of this day or month."),
     "request_too_large": (413, _BAD_REQUEST, "The request body is larger than this relay accepts."),
     "unsupported_encoding": (415, _BAD_REQUEST, "Send the request body without a Content-Encoding."),
     "expectation_failed": (417, _BAD_REQUEST, "The only Expect accepted is `100-continue`."),
     "headers_too_large": (431, _BAD_REQUEST, "The request's headers are larger than this relay accepts."),
 }
 """code -> (status, type, message)."""
+
+LIMIT_CODES: Final = frozenset(code for code, (_, type_, _) in CLIENT_ERRORS.items() if type_ == _LIMITED)
+"""Codes of requests that the caller's limits refused."""
 
 _UPSTREAM_MESSAGES: Final[Mapping[str, str]] = {
     "upstream_connect_error": "The upstream could not be reached.",

@@ -38,6 +38,7 @@ class Step:
     """Part of the requests that begin here, where weights decide."""
     connect: float
     first_token: float
+    first_token_auto: bool
     between_tokens: float
     concurrency: int | None = None
     """Calls at once that its upstream is given."""
@@ -184,6 +185,7 @@ def _steps(route: Route, name: str | None) -> Iterator[Step]:
             share=target.weight / weights if is_shared else None,
             connect=timeouts.connect,
             first_token=timeouts.first_token,
+            first_token_auto=timeouts.first_token_auto,
             between_tokens=timeouts.between_tokens,
             concurrency=upstream.limits.concurrency,
             queue=None if upstream.limits.concurrency is None else upstream.limits.queue,
@@ -213,6 +215,11 @@ def _rules(route: Route, name: str | None, repeatable: bool | None) -> Iterator[
         yield f"the next target after: {', '.join(after[True])}"
         yield f"never after: {', '.join(after[False])}, or once the answer has begun"
         yield f"at most {MAX_ATTEMPTS} attempts that send anything, and {MAX_TRIES} targets looked at"
+    if route.hedge is not None:
+        wait = "the learned p95 of its first token" if route.hedge.after is None else _duration(route.hedge.after)
+        yield f"a backup attempt on another target after {wait}, for at most {route.hedge.at_most * 100:g}% of requests"
+    if route.heartbeat is not None:
+        yield f"comments into a silent stream after {_duration(route.heartbeat.after)}, every {_duration(route.heartbeat.every)}"
     match repeatable:
         case True:
             yield "the request is safe to repeat"
@@ -242,8 +249,9 @@ def _notes(route: Route, model: str | None, body: JsonBody | None) -> Iterator[s
 def _step_lines(number: int, step: Step) -> Iterator[str]:
     share = "" if step.share is None else f", {step.share:.0%} of requests"
     yield f"    {number}. {step.target}  ({step.address}){share}"
-    bounds = (("connect", step.connect), ("first token", step.first_token), ("between tokens", step.between_tokens))
-    yield f"       {', '.join(f'{name} {_duration(seconds)}' for name, seconds in bounds)}"
+    learned = ", or sooner once learned" if step.first_token_auto else ""
+    first = f"connect {_duration(step.connect)}, first token {_duration(step.first_token)}{learned}"
+    yield f"       {first}, between tokens {_duration(step.between_tokens)}"
     if step.concurrency is not None and step.queue is not None and step.queue_wait is not None:
         yield f"       at most {step.concurrency} calls at once; {step.queue} more wait for a turn, up to {_duration(step.queue_wait)}"
 

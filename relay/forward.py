@@ -5,6 +5,7 @@ One rule above all: until `Sink.open` was called every failure may still go to a
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 from typing import Final, Protocol
 
@@ -12,13 +13,18 @@ from relay.attempt import Attempting
 from relay.config.tree import Secret
 from relay.errors import Overloaded, Phase, RelayError, UpstreamError, UpstreamRefused, error_answer
 from relay.exchange import Attempt, AttemptResult, Exchange, Outcome, State, UpstreamRequest
+from relay.heartbeat import Heart, takes_comments
 from relay.policy.course import Course, Step
-from relay.policy.patience import Patience, patience_of
+from relay.policy.hedging import delay_of
+from relay.policy.lessons import bounded, learn, learn_beaten, prompt_bytes
+from relay.policy.patience import patience_of
 from relay.policy.retries import RetryBudget, is_repeatable
 from relay.policy.routing import Choice, RoutePlan
+from relay.policy.slots import Claim
 from relay.policy.targets import Targets
 from relay.policy.verdicts import judge, status_result
 from relay.ports import Sink, Upload, Upstreams
+from relay.race import Entrant, Race
 from relay.stream import HoldBudget
 from relay.turns import Turns
 
@@ -49,95 +55,165 @@ class Forwarder:
         self._retries = RetryBudget()
 
     async def run(self, exchange: Exchange, plan: RoutePlan, sink: Sink, encode: Encode, upload: Upload | None) -> None:
-        """Try the targets of `plan` until one answers; raises the last error when none did and nothing was sent.
+        """Try the targets of `plan` until one answers; raises the last error when none did.
 
-        `encode` turns a choice, and the credential to use there, into what goes onto the wire.
+        `encode` turns a choice, and the credential to use there, into what goes onto the wire. With heartbeats the client's answer may
+        have begun by then, with no byte of an upstream in it: the exchange says so.
         """
         exchange.move(State.TRYING)
-        patience = patience_of(exchange.request)
-        can_repeat = upload is None and is_repeatable(exchange.request)
+        work = Work(exchange, plan, sink, encode, upload)
         plan.slots = self._turns.slots
-        course = Course(plan, self._targets, self._retries, patience, can_repeat=can_repeat, chance=self._chance)
-        step: Step | None = course.start(monotonic())
-        error: RelayError | None = None
+        course = Course(plan, self._targets, self._retries, work.patience, can_repeat=work.can_repeat, chance=self._chance)
+        settings = plan.route.heartbeat
+        if settings is not None and takes_comments(exchange.request):
+            work.heart = Heart(exchange, sink, settings)
         try:
-            while step is not None:
-                if step.wait_seconds:
-                    # A client that leaves cancels this at once.
-                    await asyncio.sleep(step.wait_seconds)
-                turn = await self._turns.take(exchange, step.choice.target, patience.deadline_at)
-                if turn is None:
-                    step = course.crowded(monotonic())
-                    if step is None:
-                        raise error or Overloaded()
-                    continue
-                run = self._attempting(exchange, plan, step, course, sink, patience)
-                try:
-                    error = await self._try(run, exchange, step, encode, upload)
-                finally:
-                    turn.give()
-                if error is None:
-                    return
-                if isinstance(error, UpstreamError):
-                    attempt = run.attempt
-                    course.failed(error, monotonic(), was_sent=attempt.sent_at is not None, was_reused=run.was_reused)
-                    step = course.go_on()
-                if step is None or not isinstance(error, UpstreamError):
-                    exchange.advice = course.advice(error_answer(error).status)
-                    raise error
+            await self._run(work, course)
         finally:
             course.close()
+            for turn in work.turns:
+                # For an attempt that was given up before it began; the others have given theirs back.
+                turn.give()
+            if work.heart is not None:
+                work.heart.stop()
 
-    def _attempting(self, exchange: Exchange, plan: RoutePlan, step: Step, course: Course, sink: Sink, patience: Patience) -> Attempting:
+    async def _run(self, work: "Work", course: Course) -> None:
+        may_hedge = work.plan.route.hedge is not None and self._note_hedgeable(work)
+        step: Step | None = course.start(monotonic())
+        error: RelayError | None = None
+        while step is not None:
+            if step.wait_seconds:
+                # A client that leaves cancels this at once.
+                await asyncio.sleep(step.wait_seconds)
+            turn = await self._turns.take(work.exchange, step.choice.target, work.patience.deadline_at)
+            if turn is None:
+                step = course.crowded(step, monotonic())
+                if step is None:
+                    raise error or Overloaded()
+                continue
+            entrant = self._enter(work, course, step, turn)
+            if may_hedge and (delay := self._hedge_delay(work, step.choice)) is not None:
+                race = Race(work.exchange)
+                entrant = await race.run(entrant, delay, partial(self._back_up, work, course))
+                may_hedge = not race.has_backup
+            else:
+                entrant.error = await entrant.try_()
+            error = entrant.error
+            if error is None:
+                return
+            step = course.go_on() if isinstance(error, UpstreamError) else None
+            if step is None:
+                work.exchange.advice = course.advice(error_answer(error).status)
+                raise error
+
+    def _enter(self, work: "Work", course: Course, step: Step, turn: Claim) -> Entrant:
+        """Make ready one attempt."""
+        work.turns.append(turn)
+        exchange, plan, choice = work.exchange, work.plan, step.choice
+        timeouts = choice.target.timeouts or plan.route.timeouts
+        if timeouts.first_token_auto:
+            timeouts = bounded(self._targets, choice.target, timeouts, exchange.request, is_last=not plan.has_more)
+
         def may_fall_back(refusal: UpstreamRefused) -> bool:
-            if course.failed(refusal, monotonic()):
+            if course.failed(step, refusal, monotonic()):
                 return True
             exchange.advice = course.advice(refusal.status)
             return False
 
         run = Attempting(
             exchange,
-            step.choice,
-            sink,
-            step.choice.target.timeouts or plan.route.timeouts,
+            choice,
+            work.sink,
+            timeouts,
             self._budget,
             may_fall_back=may_fall_back,
-            deadline_at=patience.deadline_at,
+            deadline_at=work.patience.deadline_at,
             on_answer=step.trial.succeeded,
         )
+        if work.heart is not None:
+            run.claim = work.heart.follow
         run.attempt.is_resend = step.is_fresh
         exchange.attempts.append(run.attempt)
-        return run
+        return Entrant(run, step, partial(self._try, work, course, run, step, turn))
 
-    async def _try(self, run: Attempting, exchange: Exchange, step: Step, encode: Encode, upload: Upload | None) -> RelayError | None:
-        target = step.choice.target
+    def _note_hedgeable(self, work: "Work") -> bool:
+        """Count a request of a route with backups; tell whether it may have one."""
+        self._targets.hedging(work.plan.route).note_request(monotonic())
+        return work.can_repeat and work.plan.has_more
+
+    def _hedge_delay(self, work: "Work", choice: Choice) -> float | None:
+        hedge = work.plan.route.hedge
+        if hedge is None:
+            return None
+        request = work.exchange.request
+        lesson = self._targets.lesson(choice.target, request)
+        return delay_of(hedge, None if lesson is None else lesson.latencies, prompt_bytes(request))
+
+    def _back_up(self, work: "Work", course: Course) -> Entrant | None:
+        """Make ready a backup on the next target that is well; None when that is beyond any bound."""
+        hedge = work.plan.route.hedge
+        now = monotonic()
+        if hedge is None:
+            return None
+        step = course.back_up(now, lambda: self._targets.hedging(work.plan.route).may_hedge(now, hedge.at_most))
+        turn = None if step is None else self._turns.take_free(step.choice.target)
+        return None if step is None or turn is None else self._enter(work, course, step, turn)
+
+    async def _try(self, work: "Work", course: Course, run: Attempting, step: Step, turn: Claim) -> RelayError | None:
+        exchange, attempt, choice = work.exchange, run.attempt, step.choice
         self._running.begin(run)
-        self._targets.began(target)
-        error: RelayError | None = None
+        self._targets.began(choice.target)
         try:
-            error = await run.run(self._upstreams, encode(step.choice, step.trial.credential), upload, is_fresh=step.is_fresh)
+            error = await run.run(self._upstreams, work.encode(choice, step.trial.credential), work.upload, is_fresh=step.is_fresh)
         except BaseException:
-            if exchange.outcome is None and run.attempt.meter.terminal_at is not None:
+            if run.is_beaten:
+                # Another attempt has answered: this one is nobody's fault.
+                attempt.result = AttemptResult.CANCELLED
+                step.trial.close()
+                learn_beaten(self._targets, attempt, exchange.request, monotonic())
+                raise
+            if exchange.outcome is None and attempt.meter.terminal_at is not None:
                 # The client hung up after the terminator: it has everything.
                 exchange.outcome = Outcome.COMPLETE
+            # Our own cut of the client's connection cancels as well: by then the outcome says how the attempt ended.
+            self._ended(exchange, attempt, step)
             raise
         finally:
+            turn.give()
             self._running.end(run)
-            self._targets.ended(target)
-            # Our own cut of the client's connection cancels as well: by then the outcome says how the attempt ended.
-            _mark(run.attempt, exchange, error, step.choice)
-            if error is None and exchange.outcome in _BROKEN and exchange.error_code != Phase.TOTAL.value:
-                step.trial.broke(monotonic(), self._chance())
-        self._learn(run.attempt)
+            self._targets.ended(choice.target)
+        if error is None:
+            self._ended(exchange, attempt, step)
+        else:
+            _mark_failed(attempt, error, choice)
+            if isinstance(error, UpstreamError):
+                course.failed(step, error, monotonic(), was_sent=attempt.sent_at is not None, was_reused=run.was_reused)
+        learn(self._targets, attempt, exchange.request, error)
         return error
 
-    def _learn(self, attempt: Attempt) -> None:
-        first = attempt.meter.first_content_at
-        if first is not None and attempt.sent_at is not None:
-            self._targets.answered(attempt.target, first - attempt.sent_at)
+    def _ended(self, exchange: Exchange, attempt: Attempt, step: Step) -> None:
+        """Take note of how an attempt's answer ended, or that there will be none."""
+        _mark(attempt, exchange)
+        if exchange.outcome in _BROKEN and exchange.error_code != Phase.TOTAL.value:
+            step.trial.broke(monotonic(), self._chance())
 
 
-_BROKEN: Final = frozenset({Outcome.UPSTREAM_CUT, Outcome.UPSTREAM_STALLED, Outcome.UPSTREAM_ERROR})
+class Work:
+    """What all attempts of one exchange share."""
+
+    __slots__ = ("can_repeat", "encode", "exchange", "heart", "patience", "plan", "sink", "turns", "upload")
+
+    def __init__(self, exchange: Exchange, plan: RoutePlan, sink: Sink, encode: Encode, upload: Upload | None) -> None:
+        self.exchange = exchange
+        self.plan = plan
+        self.sink = sink
+        self.encode = encode
+        self.upload = upload
+        self.patience = patience_of(exchange.request)
+        self.can_repeat = upload is None and is_repeatable(exchange.request)
+        self.heart: Heart | None = None
+        self.turns: list[Claim] = []
+        """Of every attempt."""
 
 
 class Running(Protocol):
@@ -150,14 +226,18 @@ class Running(Protocol):
         """Take note of an attempt that is over."""
 
 
-def _mark(attempt: Attempt, exchange: Exchange, error: RelayError | None, choice: Choice) -> None:
-    if isinstance(error, UpstreamError):
-        attempt.result = judge(error, choice).result
-        attempt.error_code = error_answer(error).code
-        return
-    if error is not None:
+_BROKEN: Final = frozenset({Outcome.UPSTREAM_CUT, Outcome.UPSTREAM_STALLED, Outcome.UPSTREAM_ERROR})
+
+
+def _mark_failed(attempt: Attempt, error: RelayError, choice: Choice) -> None:
+    if not isinstance(error, UpstreamError):
         attempt.result = AttemptResult.CANCELLED
         return
+    attempt.result = judge(error, choice).result
+    attempt.error_code = error_answer(error).code
+
+
+def _mark(attempt: Attempt, exchange: Exchange) -> None:
     attempt.error_code = exchange.error_code
     match exchange.outcome:
         case Outcome.UPSTREAM_CUT:

@@ -10,15 +10,17 @@ from time import monotonic
 from typing import Protocol
 from urllib.parse import unquote
 
+from relay.admission import Admission
 from relay.config.tree import Key, Secret, Upstream
-from relay.errors import ClientError, Draining, ErrorAnswer, InternalError, Overloaded, RelayError, error_answer
-from relay.exchange import Exchange, Operation, Outcome, State, Summary, UpstreamRequest, summarize
+from relay.errors import LIMIT_CODES, ClientError, Draining, ErrorAnswer, InternalError, Overloaded, RelayError, error_answer
+from relay.exchange import Exchange, Lateness, Operation, Outcome, Span, State, Summary, UpstreamRequest, summarize
 from relay.forward import Forwarder
-from relay.planning import Planner, Snapshot
+from relay.planning import Planner, Siblings, Snapshot
 from relay.policy.routing import Choice
 from relay.policy.targets import Targets
-from relay.ports import Sink, Upload
+from relay.ports import Limiter, Sink, Upload
 from relay.reception import Arrival, Reception
+from relay.wire.openai import error_event
 
 
 class Client(Sink, Protocol):
@@ -33,8 +35,14 @@ class Client(Sink, Protocol):
     write_seconds: float
     """How long a client may take nothing before it is cut."""
 
+    pauses: list[Span]
+    """When it took nothing, the short times left out."""
+
     def answer(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
         """Send a whole answer of our own."""
+
+    def account(self) -> None:
+        """Bring the two numbers above up to date with a pause that still lasts."""
 
 
 class Observer(Protocol):
@@ -49,6 +57,9 @@ class Observer(Protocol):
     def ended(self, exchange: Exchange, summary: Summary) -> None:
         """It is over: called exactly once."""
 
+    def violated(self, identity: str) -> None:
+        """An accounting identity of this name does not hold."""
+
     def crashed(self, exchange: Exchange, error: BaseException) -> None:
         """A bug of ours ended it."""
 
@@ -57,8 +68,10 @@ class Gateway:
     """Serves the requests under /v1."""
 
     __slots__ = (
+        "_admission",
         "_credential",
         "_forwarder",
+        "_lateness",
         "_observer",
         "_planner",
         "_reception",
@@ -73,19 +86,27 @@ class Gateway:
         observer: Observer,
         *,
         targets: Targets,
+        limiter: Limiter,
         credential: Callable[[Upstream, Secret | None], bytes | None],
         make_id: Callable[[], str],
         chance: Callable[[], float] = lambda: 0.5,
+        lateness: Lateness = lambda start, end: 0.0,
+        siblings: Siblings | None = None,
     ) -> None:
-        """Order targets by what is known of `targets`; `chance` gives numbers in [0, 1)."""
+        """Order targets by what is known of `targets`; `chance` gives numbers in [0, 1), `lateness` tells how late the loop was.
+
+        `siblings` are the other processes of this relay, if there are any.
+        """
         self.snapshot = snapshot
         self.is_draining = False
         """Whether new work is refused."""
         self._forwarder = forwarder
+        self._admission = Admission(limiter)
         self._observer = observer
         self._credential = credential
+        self._lateness = lateness
         self._reception = Reception(make_id)
-        self._planner = Planner(targets, chance)
+        self._planner = Planner(targets, chance, siblings)
 
     async def serve(self, arrival: Arrival, client: Client) -> None:
         """Answer one request. Raises CancelledError when the client leaves, nothing else."""
@@ -123,7 +144,7 @@ class Gateway:
         if request.operation is Operation.MODELS:
             await self._list_models(exchange, snapshot, client)
             return
-        plan = self._planner.plan(snapshot, request)
+        plan = await self._planner.plan(snapshot, request)
         exchange.route = plan.route
         self._observer.routed(exchange)
         client.write_seconds = plan.route.timeouts.write
@@ -138,7 +159,14 @@ class Gateway:
                 is_upload=upload is not None,
             )
 
-        await self._forwarder.run(exchange, plan, client, encode, upload)
+        prices = snapshot.config.prices
+        ticket = await self._admission.admit(exchange, plan, prices)
+        exchange.admitted_at = monotonic()
+        try:
+            await self._forwarder.run(exchange, plan, client, encode, upload)
+        finally:
+            for identity in self._admission.settle(exchange, ticket, prices):
+                self._observer.violated(identity)
 
     async def _list_models(self, exchange: Exchange, snapshot: Snapshot, client: Client) -> None:
         request = exchange.request
@@ -156,6 +184,12 @@ class Gateway:
         exchange.error_code = answer.code
         if exchange.outcome is None:
             exchange.outcome = _outcome_of(error, answer)
+        if exchange.is_begun_early:
+            # Heartbeats have begun the answer: what would have been its status goes into it.
+            if isinstance(error, Draining):
+                exchange.outcome = Outcome.DRAINED
+            client.cut(error_event(exchange.request.operation, answer.body()))
+            return
         if exchange.state is State.COMMITTED:
             # Nothing may follow the head of an answer but that answer: cut.
             client.cut(b"")
@@ -167,17 +201,19 @@ class Gateway:
         client.answer(answer.status, lines, answer.body(exchange.attempts_told()))
 
     def _finish(self, exchange: Exchange, client: Client) -> None:
+        client.account()
         exchange.bytes_out = client.bytes_out
         exchange.backpressure_seconds = client.backpressure_seconds
+        exchange.pauses = client.pauses
         if exchange.state is not State.ENDED:
             exchange.move(State.ENDED)
         self._planner.remember(exchange)
-        self._observer.ended(exchange, summarize(exchange, monotonic()))
+        self._observer.ended(exchange, summarize(exchange, monotonic(), self._lateness))
 
 
 def _own_headers(exchange: Exchange) -> list[tuple[bytes, bytes]]:
     request_id = exchange.request.id.encode("ascii")
-    return [(b"x-relay-request-id", request_id), (b"x-request-id", request_id)]
+    return [(b"x-relay-request-id", request_id), (b"x-request-id", request_id), *exchange.limit_headers]
 
 
 def _outcome_of(error: RelayError, answer: ErrorAnswer) -> Outcome:
@@ -185,6 +221,8 @@ def _outcome_of(error: RelayError, answer: ErrorAnswer) -> Outcome:
         case ClientError(code="request_timeout"):
             return Outcome.CLIENT_STALLED
         case ClientError():
+            if error.code in LIMIT_CODES:
+                return Outcome.RATE_LIMITED
             return Outcome.UNAUTHORIZED if answer.status in (401, 403) or error.code == "too_many_failures" else Outcome.INVALID_REQUEST
         case Draining() | Overloaded():
             return Outcome.OVERLOADED

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
+from typing import Protocol
 
 from relay.catalog import Catalog
 from relay.config.tree import Config
 from relay.dialects.openai import makes_object, object_id
 from relay.errors import ClientError
 from relay.exchange import ClientRequest, Exchange, Operation
-from relay.policy.owners import Owners
+from relay.policy.owners import Owner, Owners
 from relay.policy.routing import RoutePlan, Router
 from relay.policy.targets import Targets
 from relay.providers.openai import OpenAIProvider
@@ -28,25 +29,37 @@ class Snapshot:
     """The longest that any route lets a request take: what a body may take before its route is known."""
 
 
+class Siblings(Protocol):
+    """Other processes of the same relay, among whom an object has one owner whoever of them saw it made."""
+
+    def made(self, object_id: str, owner: Owner) -> None:
+        """Remember who made `object_id`, unless that is known."""
+
+    async def owner(self, object_id: str) -> Owner | None:
+        """Return the owner of `object_id`, or None when no process knows it."""
+
+
 class Planner:
     """Makes the plans, and remembers which upstream made which object."""
 
-    __slots__ = ("_chance", "_owners", "_targets")
+    __slots__ = ("_chance", "_owners", "_siblings", "_targets")
 
-    def __init__(self, targets: Targets, chance: Callable[[], float]) -> None:
-        """Order targets by what is known of `targets`; `chance` gives numbers in [0, 1)."""
+    def __init__(self, targets: Targets, chance: Callable[[], float], siblings: Siblings | None) -> None:
+        """Order targets by what is known of `targets`; `chance` gives numbers in [0, 1); if there are `siblings`, they know the owners."""
+        self._siblings = siblings
         self._targets = targets
         self._chance = chance
         self._owners = Owners()
 
-    def plan(self, snapshot: Snapshot, request: ClientRequest) -> RoutePlan:
+    async def plan(self, snapshot: Snapshot, request: ClientRequest) -> RoutePlan:
         """Plan for a request. Raises ClientError: those of `Router.plan`, and unknown_id."""
         object_name = object_id(request.path)
         if object_name is None and request.body is not None:
             object_name = request.body.previous_response_id
         if object_name is None:
             return self._free_plan(snapshot, request)
-        return self._pinned(snapshot, request, object_name)
+        owner = self._owners.find(object_name) if self._siblings is None else await self._siblings.owner(object_name)
+        return self._pinned(snapshot, request, owner)
 
     def _free_plan(self, snapshot: Snapshot, request: ClientRequest) -> RoutePlan:
         """Plan for a request that any target of its route may answer."""
@@ -57,9 +70,8 @@ class Planner:
             order=lambda route: self._targets.order(route, request, monotonic(), self._chance()),
         )
 
-    def _pinned(self, snapshot: Snapshot, request: ClientRequest, object_name: str) -> RoutePlan:
+    def _pinned(self, snapshot: Snapshot, request: ClientRequest, owner: Owner | None) -> RoutePlan:
         """Plan for an object that lives at one upstream; to another key it does not exist."""
-        owner = self._owners.find(object_name)
         if owner is None:
             if len(snapshot.config.upstreams) > 1:
                 raise ClientError("unknown_id")
@@ -78,5 +90,9 @@ class Planner:
         made = exchange.attempts[-1].meter.response_id
         is_stored = request.operation is Operation.RESPONSES or (request.body is not None and request.body.store)
         if made is not None and (is_stored or (request.method == "POST" and makes_object(request.path))):
-            upstream = exchange.attempts[-1].target.upstream.name
-            self._owners.record(made, upstream=upstream, route=exchange.route.name, key=request.key)
+            owner = Owner(
+                upstream=exchange.attempts[-1].target.upstream.name,
+                route=exchange.route.name,
+                key=None if request.key is None else request.key.name,
+            )
+            (self._owners if self._siblings is None else self._siblings).made(made, owner)

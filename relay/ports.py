@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from relay.exchange import Exchange, ResponseHead, UpstreamRequest
+from relay.policy.limits import Demand, Grant, Refusal
 from relay.stream import BodyEnd
 
 
@@ -114,3 +115,22 @@ class Upload(Protocol):
 
     async def run(self, call: Call) -> None:
         """Copy the body to `call`. Raises ClientError when the client stalls."""
+
+
+class Limiter(Protocol):
+    """Who knows what was used of every limit, in this process or in many. Only `admit` may wait."""
+
+    async def admit(self, demand: Demand) -> Grant | Refusal:
+        """Take what `demand` asks for from all its scopes in one step, or refuse and take from none."""
+
+    def debit(self, grant: Grant, tokens: int) -> bool:
+        """Count that `tokens` have flowed in all; tell whether every limit of tokens still holds. Free within the reservation."""
+
+    def settle(self, grant: Grant, tokens: int, cost: int) -> None:
+        """Replace what was reserved by what was used (tokens, billionths of a dollar) and give the slots back."""
+
+    def release(self, grant: Grant) -> None:
+        """Give everything back, the place among the minute's requests too."""
+
+    def violations(self) -> list[str]:
+        """Return the names of accounting identities that do not hold."""

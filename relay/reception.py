@@ -71,8 +71,10 @@ class Reception:
             return await self._opaque(arrival, operation, key, seconds)
         if header(arrival.headers, b"content-encoding") not in (None, b"identity"):
             raise ClientError("unsupported_encoding")
-        body = parse_body(await arrival.read(config.server.max_body, seconds))
-        return self._request(arrival, operation, key, body=body, model=body.model), None
+        raw = await arrival.read(config.server.max_body, seconds)
+        received_at = monotonic()
+        body = parse_body(raw)
+        return self._request(arrival, operation, key, body=body, model=body.model, received_at=received_at), None
 
     async def _opaque(self, arrival: Arrival, operation: Operation, key: Key | None, seconds: float) -> tuple[ClientRequest, Upload | None]:
         """Look for the model of a body that is not ours to read, without holding more than a peek of it."""
@@ -98,6 +100,7 @@ class Reception:
         body: JsonBody | None = None,
         opaque: bytes | None = None,
         model: str | None = None,
+        received_at: float | None = None,
     ) -> ClientRequest:
         return ClientRequest(
             id=self._make_id(),
@@ -106,7 +109,7 @@ class Reception:
             query=arrival.query,
             headers=arrival.headers,
             operation=operation,
-            received_at=monotonic(),
+            received_at=monotonic() if received_at is None else received_at,
             client_ip=arrival.client_ip,
             body=body,
             opaque_body=opaque,

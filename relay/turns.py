@@ -38,7 +38,7 @@ class Turns:
         began_at = monotonic()
         waits_until = min(
             deadline_at,
-            began_at + target.upstream.limits.queue_wait - exchange.queue_seconds,
+            began_at + target.upstream.limits.queue_wait - exchange.queued_seconds,
             exchange.request.received_at + route.timeouts.total,
         )
         self._queued[route.name] = self._queued.get(route.name, 0) + 1
@@ -46,7 +46,12 @@ class Turns:
             return claim if await self._wait(claim, waits_until - began_at) else None
         finally:
             self._queued[route.name] -= 1
-            exchange.queue_seconds += monotonic() - began_at
+            exchange.queued_seconds += monotonic() - began_at
+
+    def take_free(self, target: Target) -> Claim | None:
+        """Take a slot that is free now."""
+        slots = self.slots.of(target.upstream.name)
+        return None if slots.is_full else slots.claim()
 
     async def _wait(self, claim: Claim, seconds: float) -> bool:
         """Sleep until `claim` is a slot; False, and nothing is held any more, when that takes too long."""

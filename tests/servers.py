@@ -83,6 +83,14 @@ class Prometheus:
         """Return the series of an expression between two Unix times."""
         return self._ask("query_range", query=expression, start=start, end=end, step=step)["result"]
 
+    def wait_for(self, expression: str, *, within: float = START_SECONDS) -> list[dict[str, Any]]:
+        """Ask until there are samples, and return them; its first scrape comes about five seconds after its start."""
+        deadline = time.monotonic() + within
+        while not (found := self.query(expression)):
+            assert time.monotonic() < deadline, f"nothing for {expression} within {within} s"
+            time.sleep(POLL_SECONDS)
+        return found
+
     def rules(self) -> list[dict[str, Any]]:
         """Return every rule with its health and its last error."""
         return [rule for group in self._ask("rules")["groups"] for rule in group["rules"]]

@@ -25,7 +25,7 @@ MAX_FUNCTION_LINES: Final = 50
 _BASE: Final = frozenset({"errors", "config", "exchange"})
 _PURE_TOP: Final = _BASE | {"wire", "policy", "providers", "dialects"}
 _CORE: Final = _PURE_TOP | {"stream", "ports", "attempt", "turns", "forward"}
-_HALL: Final = _CORE | {"catalog", "planning", "reception", "gateway"}
+_HALL: Final = _CORE | {"admission", "catalog", "planning", "reception", "gateway"}
 MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "__init__": frozenset(),
     "errors": frozenset(),
@@ -37,21 +37,26 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "dialects": _BASE | {"wire", "policy"},
     "demo": _BASE | {"wire"},
     "stream": _PURE_TOP,
-    "ports": _BASE | {"stream"},
+    "ports": _BASE | {"stream", "policy"},
     "answering": _PURE_TOP | {"stream"},
     "attempt": _PURE_TOP | {"stream", "ports", "answering"},
     "turns": _BASE | {"policy"},
-    "forward": _PURE_TOP | {"stream", "ports", "attempt", "turns"},
+    "heartbeat": _BASE | {"stream", "ports", "attempt"},
+    "race": _PURE_TOP | {"stream", "ports", "attempt"},
+    "forward": _PURE_TOP | {"stream", "ports", "attempt", "heartbeat", "race", "turns"},
     "catalog": _BASE | {"policy"},
     "reception": _PURE_TOP | {"stream", "ports"},
     "planning": _PURE_TOP | {"catalog"},
-    "gateway": _CORE | {"catalog", "planning", "reception"},
+    "admission": _PURE_TOP | {"stream", "ports"},
+    "gateway": _CORE | {"admission", "catalog", "planning", "reception"},
+    "stores": _PURE_TOP,
     "telemetry": _BASE,
     "transport": _HALL | {"demo"},
-    "app": _HALL | {"demo", "telemetry", "transport"},
+    "app": _HALL | {"demo", "stores", "telemetry", "transport"},
     "banner": frozenset({"config"}),
     "explain": _CORE,
-    "cli": frozenset({"policy", "app", "banner", "config", "explain", "telemetry"}),
+    "workers": _HALL | {"telemetry", "transport", "app"},
+    "cli": frozenset({"policy", "app", "workers", "banner", "config", "explain", "telemetry"}),
     "__main__": frozenset({"cli"}),
 }
 

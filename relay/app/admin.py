@@ -118,7 +118,7 @@ class Admin:
                 "in_flight": loads[name].held,
                 "waiting": loads[name].waiting,
                 "concurrency": upstream.limits.concurrency,
-                "credentials": {state.value: count for state, count in credentials.get(name, {}).items()},
+                "credentials": dict(credentials.get(name, {})),
             }
             for name, upstream in self._config.upstreams.items()
         ]

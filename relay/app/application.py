@@ -10,16 +10,18 @@ import random
 import secrets
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from time import monotonic, time
 from typing import Any, Final
 
 from relay import __version__
+from relay.app.accounts import Accounts
 from relay.app.admin import Admin
 from relay.app.checks import HealthChecks
+from relay.app.crew import Crew
 from relay.app.keywatch import KeyWatch
-from relay.app.listening import BACKLOG, listen, max_connections, url_of
+from relay.app.listening import listen, max_connections, serve, url_of
 from relay.app.pages import Pages
 from relay.app.reloading import Read, Reloads, fixed_changes
 from relay.attempt import Attempting
@@ -27,7 +29,7 @@ from relay.catalog import Catalog
 from relay.config.addresses import is_loopback
 from relay.config.keys import with_stored
 from relay.config.listening import needs_keys
-from relay.config.tree import Config, Key, Kind, Target, Timeouts, Upstream
+from relay.config.tree import Config, HealthCheck, Key, Kind, Target, Timeouts, Upstream
 from relay.errors import ConnectFailed
 from relay.exchange import Outcome
 from relay.forward import Forwarder
@@ -37,7 +39,9 @@ from relay.policy.routing import Router
 from relay.policy.slots import AllSlots
 from relay.policy.targets import Targets
 from relay.providers.openai import OpenAIProvider
+from relay.stores import SLOTS_IDENTITY, TOKENS_IDENTITY
 from relay.stream import HoldBudget
+from relay.telemetry.lag import LagTimer, Lateness
 from relay.telemetry.logs import LogWriter, RequestLog, make_logger, make_request_line
 from relay.telemetry.metrics import Metrics
 from relay.telemetry.observers import Observers
@@ -45,7 +49,7 @@ from relay.transport.credentials import Credentials
 from relay.transport.demo import DemoServer
 from relay.transport.downstream import Downstream, Page
 from relay.transport.fetch import ask_health, fetch
-from relay.transport.listener import Incoming, RelayServer, Sent
+from relay.transport.listener import RelayServer
 from relay.transport.upstream import UpstreamPools
 from relay.turns import Turns
 
@@ -77,38 +81,43 @@ class Running:
 class App:
     """One relay."""
 
-    def __init__(self, config: Config, *, reload: Read | None, log_file: Any = None) -> None:
-        self._writer = LogWriter(log_file or sys.stderr.buffer)
+    def __init__(self, config: Config, *, reload: Read | None, log_file: Any = None, crew: Crew | None = None) -> None:
+        """Make a relay, one of several when it has a `crew`; it reads its configuration again with `reload`."""
+        self._crew = crew
+        worker = None if crew is None else crew.index
+        self._writer = LogWriter(log_file or sys.stderr.buffer, is_shared=crew is not None)
         is_terminal = (log_file or sys.stderr).isatty()
-        self._log = make_logger(self._writer, is_terminal=is_terminal)
-        self._request_log = RequestLog(self._log, make_request_line(self._writer, self._log, is_terminal=is_terminal))
+        self._log = make_logger(self._writer, is_terminal=is_terminal, worker=worker)
+        self._request_log = RequestLog(self._log, make_request_line(self._writer, self._log, is_terminal=is_terminal, worker=worker))
         self._config = config
         self._bound = (config.server, config.metrics)
         """What was in force when the listeners were made: a reload cannot change it."""
+        self._state_dir = config.state_dir
         self._credentials = Credentials()
-        self._pools = UpstreamPools()
+        self._pools = UpstreamPools(lambda upstream, seconds: self._metrics.connected(upstream, seconds))
         self._running = Running()
         self._targets = Targets()
         self._targets.know(config)
-        self._slots = AllSlots()
-        self._slots.know(config)
-        self._turns = Turns(self._slots)
+        self._turns = Turns(AllSlots() if crew is None else AllSlots(index=crew.index, total=crew.total))
+        self._turns.slots.know(config)
         self._metrics = Metrics(
             config,
             __version__,
             connections=self._pools.counts,
             dropped=lambda: self._writer.dropped,
-            calls=lambda: {load.upstream: load.held for load in self._slots.loads()},
             queued=lambda: self._turns.queued,
             standings=lambda: [(target.name, target.health.value) for target in self._targets.standings(monotonic())],
+            credentials=lambda: self._targets.credentials(monotonic()),
+            shares=lambda: self._accounts.shares() if self._accounts is not None else (),
+            reserved=lambda: self._accounts.reserved() if self._accounts is not None else {},
+            identities=(SLOTS_IDENTITY, TOKENS_IDENTITY),
         )
-        self._checks = HealthChecks(
-            lambda upstream, check: ask_health(self._pools, upstream, check, self._credentials.current),
-            self._targets,
-            self._log,
-            random.random,
-        )
-        self._admin = Admin(config, self._targets, self._slots, self._log)
+        self._observers = Observers((self._metrics, self._request_log))
+        self._accounts: Accounts | None = None
+        self._lateness = Lateness()
+        self._lag: LagTimer | None = None
+        self._checks = HealthChecks(self._ask_health, self._targets, self._log, random.random)
+        self._admin = Admin(config, self._targets, self._turns.slots, self._log)
         self._demo: DemoServer | None = None
         self._demo_url = ""
         self._gateway: Gateway | None = None
@@ -117,45 +126,50 @@ class App:
         self._stopping = asyncio.Event()
         self._is_hurried = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self._pages = Pages(self._metrics, self._stopping.is_set)
-        self._reloads = Reloads(reload, self._adopt, self._refused, self._log)
+        self._pages = Pages(self._metrics, self._stopping.is_set, crew)
+        self._reloads = Reloads(reload, self._change, self._refused, self._log)
         self._key_watch = KeyWatch(self._use_keys, self._log)
 
     async def start(self) -> str:
         """Listen; return the address to use. Raises OSError when the address cannot be had."""
         config = self._config
-        sock = listen(config.server.host, config.server.port)
+        self._accounts = Accounts(config.state_dir or (None if self._crew is None else self._crew.directory))
+        sock = listen(config.server.host, config.server.port, is_shared=self._crew is not None)
         await self._start_demo(config)
         forwarder = Forwarder(self._pools, self._running, HoldBudget(), self._targets, self._turns, random.random)
         self._gateway = Gateway(
             self._snapshot(config),
             forwarder,
-            Observers((self._metrics, self._request_log)),
+            self._observers,
             targets=self._targets,
+            limiter=self._accounts.ledger,
             chance=random.random,
             credential=self._credentials.current,
             make_id=lambda: secrets.token_hex(16),
+            lateness=self._lateness.between,
+            siblings=self._crew,
         )
-        own = None if config.metrics.host is None else listen(config.metrics.host, config.metrics.port)
-        await self._serve(sock, self._pages.by_path(has_metrics=own is None), is_api=True)
+        has_own = config.metrics.host is not None
+        own = listen(config.metrics.host, config.metrics.port) if config.metrics.host is not None and self._crew is None else None
+        await self._serve(sock, self._pages.by_path(has_metrics=not has_own), self._gateway)
         if own is not None:
-            await self._serve(own, self._pages.by_path(has_metrics=True), is_api=False)
+            await self._serve(own, self._pages.by_path(has_metrics=True), None)
         self._metrics.loaded(is_good=True, unix_time=time())
+        self._lag = LagTimer(self._lateness, self._metrics.lagged)
         self._tell_about(config)
         self._key_watch.follow(config.key_store)
         self._spawn(self._warm_up(config))
         self._checks.know(config)
+        self._spawn(self._accounts.watch(lambda: self._metrics.in_flight, self._observers.violated))
         return url_of(sock)
 
-    async def _serve(self, sock: socket.socket, pages: dict[str, Page], *, is_api: bool) -> None:
-        assert self._gateway is not None
+    async def _serve(self, sock: socket.socket, pages: dict[str, Page], gateway: Gateway | None) -> None:
         settings = self._bound[0]
-        # Whoever can see the numbers of the process from its own machine may also steer it.
-        has_admin = "/metrics" in pages and is_loopback(sock.getsockname()[0])
-        downstream = Downstream(self._gateway, settings, pages, is_api=is_api, admin=self._admin if has_admin else None)
-        server = RelayServer(_handler(downstream), max_connections=max_connections(settings), on_failure=self._on_failure)
-        listener = await asyncio.get_running_loop().create_server(server, sock=sock, backlog=BACKLOG)
-        self._servers.append((server, listener))
+        limit = max_connections(settings, 1 if self._crew is None else self._crew.total)
+        # Whoever can see the numbers of the process from its own machine may also steer it. One of several would answer for itself alone.
+        has_admin = self._crew is None and "/metrics" in pages and is_loopback(sock.getsockname()[0])
+        downstream = Downstream(gateway, settings, pages, admin=self._admin if has_admin else None)
+        self._servers.append(await serve(sock, downstream, limit, self._on_failure))
 
     async def _start_demo(self, config: Config) -> None:
         if self._demo is None and any(upstream.kind is Kind.DEMO for upstream in config.upstreams.values()):
@@ -179,6 +193,9 @@ class App:
                 with contextlib.suppress(ConnectFailed):  # the first request will say so
                     await self._pools.pool(upstream).warm_up(upstream.timeouts.connect)
 
+    async def _ask_health(self, upstream: Upstream, check: HealthCheck) -> int | None:
+        return await ask_health(self._pools, upstream, check, self._credentials.current)
+
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
@@ -191,34 +208,54 @@ class App:
 
     def stop(self) -> None:
         """Begin to drain; a second call ends everything at once."""
-        self._is_hurried = self._stopping.is_set()
+        if self._stopping.is_set():
+            self.hurry()
+        self.drain()
+
+    def drain(self) -> None:
+        """Begin to drain, if that has not begun."""
+        self._stopping.set()
+
+    def hurry(self) -> None:
+        """End everything at once."""
+        self._is_hurried = True
         self._stopping.set()
 
     def reload(self) -> None:
         """Swap in a new configuration, or keep the old one and say why."""
         self._reloads.ask()
 
-    async def _adopt(self, config: Config) -> None:
-        """Put `config` in force. Raises, and changes nothing, when it cannot be."""
-        assert self._gateway is not None
+    async def _change(self, config: Config) -> None:
+        self.adopt(await self.prepare(config))
+        self._log.info("reload", result="ok", routes=len(config.routes), upstreams=len(config.upstreams))
+
+    async def prepare(self, config: Config) -> Snapshot:
+        """Build what `config` means, and change nothing. Raises when it cannot be put in force."""
         await self._start_demo(config)
         snapshot = self._snapshot(config)
         # What counts is where the relay listens now, not where the new file would have it listen.
         exposed = needs_keys((self._bound[0].host, self._bound[0].port), has_keys=config.asks_for_key)
         if exposed is not None:
             raise ValueError(exposed)
+        return snapshot
+
+    def adopt(self, snapshot: Snapshot) -> None:
+        """Put what was prepared in force."""
+        assert self._gateway is not None
+        config = snapshot.config
         self._tell_about(config)
         self._pools.forget_trust()
         self._config = config
         self._metrics.know(config)
         self._targets.know(config)
-        self._slots.know(config)
+        self._turns.slots.know(config)
         self._gateway.snapshot = snapshot
         self._checks.know(config)
         self._admin.know(config)
+        if self._accounts is not None:
+            self._accounts.know(config)
         self._key_watch.follow(config.key_store)
         self._metrics.loaded(is_good=True, unix_time=time())
-        self._log.info("reload", result="ok", routes=len(config.routes), upstreams=len(config.upstreams))
 
     def _use_keys(self, stored: Mapping[bytes, Key]) -> None:
         """Put what the file of stored keys now holds in force."""
@@ -236,11 +273,17 @@ class App:
 
     def _tell_about(self, config: Config) -> None:
         """Log what a person should know of a new configuration, above all what of it has no effect before a restart."""
+        if self._crew is not None:  # their supervisor tells it once
+            return
         for warning in config.warnings:
             self._log.warning("configuration", message=warning)
-        fixed = fixed_changes(config, self._bound)
+        fixed = fixed_changes(config, self._bound, self._state_dir)
         if fixed:
             self._log.warning("reload", message=f"{', '.join(fixed)} cannot change while the relay runs; restart it")
+
+    def dump(self) -> Iterator[bytes]:
+        """Yield what was counted, in pieces for the registry of a whole crew."""
+        return self._metrics.dump()
 
     async def run(self) -> None:
         """Serve until told to stop, then drain."""
@@ -264,6 +307,8 @@ class App:
 
     async def close(self) -> None:
         """Close whatever is open."""
+        if self._lag is not None:
+            self._lag.stop()
         for server, listener in self._servers:
             listener.close()
             await server.shutdown(FAST_EXIT_SECONDS)
@@ -273,17 +318,12 @@ class App:
         for task in list(self._tasks):
             task.cancel()
         self._pools.close()
+        if self._accounts is not None:
+            self._accounts.close()
         if self._demo is not None:
             await self._demo.stop()
         await asyncio.sleep(0)
         self._writer.close()
-
-
-def _handler(downstream: Downstream) -> Callable[[Incoming], Any]:
-    async def handle(incoming: Incoming) -> Sent:
-        return await downstream.handle(incoming)
-
-    return handle
 
 
 def _with_demo(config: Config, url: str) -> Config:

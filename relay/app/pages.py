@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
+from relay.app.crew import Crew
 from relay.exchange import Headers, header
 from relay.telemetry.metrics import Metrics
 from relay.transport.downstream import Page
@@ -14,9 +15,11 @@ _JSON: Final = b"application/json"
 class Pages:
     """Answers by path."""
 
-    __slots__ = ("_is_stopping", "_metrics")
+    __slots__ = ("_crew", "_is_stopping", "_metrics")
 
-    def __init__(self, metrics: Metrics, is_stopping: Callable[[], bool]) -> None:
+    def __init__(self, metrics: Metrics, is_stopping: Callable[[], bool], crew: Crew | None) -> None:
+        """Answer for one process, or, with a `crew`, for all of it where a page speaks for all."""
+        self._crew = crew
         self._metrics = metrics
         self._is_stopping = is_stopping
 
@@ -36,10 +39,15 @@ class Pages:
     async def _ready(self, headers: Headers) -> tuple[int, bytes, bytes]:
         if self._is_stopping():
             return 503, _JSON, b'{"status":"draining"}'
+        if self._crew is not None:
+            return await self._crew.page("/readyz", "")
         return 200, _JSON, b'{"status":"ready"}'
 
     async def _scrape(self, headers: Headers) -> tuple[int, bytes, bytes]:
-        content_type, slices = self._metrics.render((header(headers, b"accept") or b"").decode("latin-1"))
+        accept = (header(headers, b"accept") or b"").decode("latin-1")
+        if self._crew is not None:
+            return await self._crew.page("/metrics", accept)
+        content_type, slices = self._metrics.render(accept)
         page = []
         for piece in slices:
             page.append(piece)

@@ -9,6 +9,7 @@ from relay.app.application import App
 from relay.app.listening import listen_message
 from relay.app.reloading import Read
 from relay.config.tree import Config
+from relay.stores import StateFileUnusable
 
 
 def run(config: Config, *, reload: Read | None, announce: Callable[[str], None]) -> int:
@@ -22,6 +23,9 @@ async def _main(config: Config, reload: Read | None, announce: Callable[[str], N
     try:
         try:
             url = await app.start()
+        except StateFileUnusable as error:
+            sys.stderr.write(f"relay: {error}\n")
+            return 1
         except OSError as error:
             sys.stderr.write(listen_message(config, error))
             return 1

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from relay.config.tree import Config, Metrics, Server
 
-FIXED_SETTINGS: Final = ("max_header", "max_connections", "cors_origins", "trusted_proxies", "loop")
+FIXED_SETTINGS: Final = ("max_header", "max_connections", "cors_origins", "trusted_proxies", "loop", "workers")
 """Settings of `server` that the listeners were made with."""
 
 Read = Callable[[], Config]
@@ -52,7 +52,7 @@ class Reloads:
         self._task = None
 
 
-def fixed_changes(config: Config, bound: tuple[Server, Metrics]) -> list[str]:
+def fixed_changes(config: Config, bound: tuple[Server, Metrics], state_dir: str | None) -> list[str]:
     """Name the settings in which `config` differs from what the listeners were made with: a reload cannot change them."""
     server, metrics = bound
     fixed = [f"server.{name}" for name in FIXED_SETTINGS if getattr(config.server, name) != getattr(server, name)]
@@ -60,4 +60,6 @@ def fixed_changes(config: Config, bound: tuple[Server, Metrics]) -> list[str]:
         fixed.append("server.listen")
     if (config.metrics.host, config.metrics.port) != (metrics.host, metrics.port):
         fixed.append("metrics.listen")
+    if config.state_dir != state_dir:
+        fixed.append("state_dir")
     return fixed

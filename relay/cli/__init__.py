@@ -123,7 +123,10 @@ def _serve(options: argparse.Namespace) -> int:
     else:
         config = discover(os.environ, has_ollama=_has_ollama(), listen=listen)
 
-    from relay.app import run  # half of the start-up time: only what serves pays for it
+    if config.server.workers == 1:
+        from relay.app import run  # half of the start-up time: only what serves pays for it
+    else:
+        from relay.workers import run
 
     return run(config, reload=reload, announce=lambda url: print(banner(config, url), file=sys.stderr, flush=True))
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path as FilePath
 
 from relay.config import models
+from relay.config.allowance import check_priced, prices_of
 from relay.config.keys import build_keys
 from relay.config.listening import Override, needs_keys, place_metrics
 from relay.config.origins import Surroundings, build_upstream
@@ -30,6 +31,8 @@ def build(
     routes = _routes(draft, upstreams, report)
     key_store = None if draft.key_store is None else str((folder / draft.key_store).absolute())
     keys = build_keys(draft, report, key_store if reads_store else None)
+    prices = prices_of(draft, report)
+    check_priced(routes, keys, prices, report)
     _check_default(draft, report)
     exposed = needs_keys(listen, has_keys=draft.has_keys)
     if exposed is not None:
@@ -44,6 +47,8 @@ def build(
         keys=keys,
         key_store=key_store,
         metrics=replace(place_metrics(draft.metrics.listen, listen), slo=_slo(draft.metrics.slo), label_values=draft.metrics.label_values),
+        prices=prices,
+        state_dir=None if draft.state_dir is None else str(folder / draft.state_dir),
         default_model=draft.default_model,
         warnings=tuple(report.warnings),
         source=report.file,
@@ -61,6 +66,7 @@ def _server(given: models.Server, host: str, port: int) -> Server:
         trusted_proxies=tuple(given.trusted_proxies),
         loop=given.loop,
         drain=given.drain,
+        workers=given.workers,
     )
 
 

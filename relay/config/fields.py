@@ -3,14 +3,19 @@
 from collections.abc import Iterable
 from typing import Annotated, Any, Final
 
-from pydantic import Field, PlainValidator, WithJsonSchema
+from pydantic import ConfigDict, Field, PlainValidator, WithJsonSchema
 
 from relay.config import addresses, values, vendors
 from relay.config.tree import Affinity as AffinityValue
+from relay.config.tree import Budget as BudgetValue
 from relay.config.tree import FallbackCause, Secret, Strategy
 
 DURATION: Final = r"[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h)"
 TARGET: Final = r"[^/*]+/[^*]*\*?"
+
+
+STRICT: Final = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, arbitrary_types_allowed=True)
+"""Of every section: a setting that is not there is an error, and no message repeats what was written."""
 
 
 def or_variable(pattern: str) -> str:
@@ -46,6 +51,9 @@ Text = Annotated[str, PlainValidator(values.parse_text), _text()]
 Model = Annotated[str, PlainValidator(values.parse_model), _text()]
 Switch = Annotated[bool, PlainValidator(values.parse_switch), WithJsonSchema({"type": ["boolean", "string"]})]
 Duration = Annotated[float, PlainValidator(values.parse_duration), _text(pattern=DURATION)]
+FirstToken = Annotated[float | None, PlainValidator(values.parse_first_token), _text(pattern=f"auto|{DURATION}")]
+HedgeAfter = Annotated[float | None, PlainValidator(values.parse_hedge_after), _text(pattern=f"p95|{DURATION}")]
+HedgeShare = Annotated[float, PlainValidator(values.parse_hedge_share), _text(pattern=r"[0-9]+(?:\.[0-9]+)?%")]
 FirstContent = Annotated[float, PlainValidator(values.parse_first_content), _text(pattern=DURATION)]
 Availability = Annotated[float, PlainValidator(values.parse_availability), _text(pattern=r"[0-9]+(?:\.[0-9]+)?%")]
 Size = Annotated[int, PlainValidator(values.parse_size), _number(r"[0-9]+(?:B|kB|KB|MB|GB|KiB|MiB|GiB)?")]
@@ -53,6 +61,15 @@ Count = Annotated[int, PlainValidator(values.parse_count), _number(r"[0-9]+[kM]?
 Places = Annotated[int, PlainValidator(values.parse_places), _number(r"[0-9]+", minimum=0)]
 Interval = Annotated[float, PlainValidator(values.parse_interval), _text(pattern=DURATION)]
 ProbePath = Annotated[str, PlainValidator(values.parse_probe_path), _text(pattern=r"/[!-~]+")]
+Budget = Annotated[
+    BudgetValue, PlainValidator(values.parse_budget), _text(pattern=r"[0-9]+(?:\.[0-9]+)?[kM]? (?:USD|tokens)/(?:day|month)")
+]
+Price = Annotated[
+    float,
+    PlainValidator(values.parse_price),
+    WithJsonSchema({"type": ["number", "string"], "minimum": 0, "pattern": or_variable(r"[0-9]+(?:\.[0-9]+)?")}),
+]
+Workers = Annotated[int | None, PlainValidator(values.parse_workers), _number(r"auto|[0-9]+")]
 Weight = Annotated[int, PlainValidator(values.parse_weight), _number(r"[0-9]+")]
 Credential = Annotated[Secret, PlainValidator(values.parse_secret), _text()]
 Retries = Annotated[

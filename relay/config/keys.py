@@ -9,6 +9,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from relay.config import models
+from relay.config.allowance import check_per_route, limits_of, route_limits_of
 from relay.config.keystore import KeyStoreBroken, StoredKey, read_store, store_flaw
 from relay.config.problems import Path, did_you_mean, shown
 from relay.config.report import Report
@@ -27,6 +28,7 @@ def build_keys(draft: Draft, report: Report, store: str | None) -> dict[bytes, K
         if settings is None:
             continue
         _check_key(("keys", name), settings, report)
+        check_per_route(name, settings.limits, draft, report)
         for digest, key in _digests(name, settings, _digest(name, settings, report)):
             if digest in keys:
                 report.add(("keys", name), f'is the same key as "{shown(keys[digest].name)}"')
@@ -94,6 +96,8 @@ def _digests(name: str, settings: models.Key, digest: bytes | None) -> Iterator[
         routes=frozenset(settings.routes) if "routes" in settings.model_fields_set else None,
         is_enabled=settings.enabled,
         expires_at=settings.expires,
+        limits=limits_of(settings.limits),
+        route_limits=route_limits_of(settings.limits),
     )
     if digest is not None:
         yield digest, key

@@ -9,11 +9,14 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from relay.config.capacity import HealthCheck, UpstreamLimits
 from relay.config.fields import (
+    STRICT,
     TARGET,
     Affinity,
     Availability,
     BaseUrl,
+    Budget,
     CauseName,
     Count,
     Credential,
@@ -21,16 +24,17 @@ from relay.config.fields import (
     Duration,
     Expiry,
     FirstContent,
+    FirstToken,
     HeaderName,
-    Interval,
+    HedgeAfter,
+    HedgeShare,
     Kind,
     Listen,
     Loop,
     Model,
     Network,
     Origin,
-    Places,
-    ProbePath,
+    Price,
     Proxy,
     Retries,
     Size,
@@ -40,19 +44,19 @@ from relay.config.fields import (
     Text,
     Vendor,
     Weight,
+    Workers,
     or_variable,
     setting,
 )
 from relay.config.tree import Affinity as AffinityValue
 
-_STRICT: Final = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, arbitrary_types_allowed=True)
-
-
 _CONNECT: Final = setting(5.0, "How long connecting may take, TLS included.", "5s", shown="5s")
 _FIRST_TOKEN: Final = setting(
     120.0,
-    "How long an upstream may take until its first event or, without streaming, its answer.",
+    "How long an upstream may take until its first event or, without streaming, its answer. With `auto` it is learned per target"
+    " and size of prompt; until enough is known, and as the most there is, the next wider setting holds.",
     "90s",
+    "auto",
     shown="120s",
 )
 _BETWEEN_TOKENS: Final = setting(120.0, "How long an upstream may be silent in the middle of an answer.", "30s", shown="120s")
@@ -61,10 +65,10 @@ _BETWEEN_TOKENS: Final = setting(120.0, "How long an upstream may be silent in t
 class Timeouts(BaseModel):
     """Bounds of every wait."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     connect: Duration = _CONNECT
-    first_token: Duration = _FIRST_TOKEN
+    first_token: FirstToken = _FIRST_TOKEN
     between_tokens: Duration = _BETWEEN_TOKENS
     write: Duration = setting(30.0, "How long a client may read nothing before it is cut.", "30s", shown="30s")
     total: Duration = setting(3600.0, "How long one exchange may take in all.", "10m", "1h", shown="1h")
@@ -73,17 +77,17 @@ class Timeouts(BaseModel):
 class TargetTimeouts(BaseModel):
     """Bounds of the waits for one target. How long the whole exchange may take is its route's business."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     connect: Duration = _CONNECT
-    first_token: Duration = _FIRST_TOKEN
+    first_token: FirstToken = _FIRST_TOKEN
     between_tokens: Duration = _BETWEEN_TOKENS
 
 
 class Server(BaseModel):
     """The listener and its limits."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     listen: Listen = setting(
         ("127.0.0.1", 8080),
@@ -101,32 +105,13 @@ class Server(BaseModel):
     trusted_proxies: list[Network] = setting([], "Addresses or networks whose X-Forwarded-For is believed.", ["10.0.0.0/8"], shown=[])
     loop: Loop = setting("auto", "Event loop: uvloop where it is installed (auto), uvloop, or asyncio.", "auto", shown="auto")
     drain: Duration = setting(30.0, "How long open streams may go on after a stop was asked for.", "30s", shown="30s")
-
-
-class UpstreamLimits(BaseModel):
-    """How much an upstream is given to do at once; the rest waits for a turn, or goes to another target."""
-
-    model_config = _STRICT
-
-    concurrency: Count | None = setting(None, "Calls at once. Left out: no bound.", 64)
-    queue: Places = setting(128, "Requests that may wait for a turn; 0 for none.", 128, shown=128)
-    queue_wait: Duration = setting(5.0, "How long a request waits for a turn.", "5s", shown="5s")
-
-
-class HealthCheck(BaseModel):
-    """A request that asks an upstream whether it is well: it rests when several fail, and comes back sooner when one succeeds."""
-
-    model_config = _STRICT
-
-    path: ProbePath = Field(description="What is asked for with GET, below base_url.", examples=["/models"])
-    every: Interval = setting(30.0, "How often.", "30s", shown="30s")
-    timeout: Duration = setting(5.0, "How long the whole answer may take.", "5s", shown="5s")
+    workers: Workers = setting(1, "How many processes serve; `auto`: one for each core.", "auto", 4, shown=1)
 
 
 class Upstream(BaseModel):
     """An origin the relay calls. A known name brings its base_url."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     kind: Kind = setting("openai", "How to speak to it; `demo` is a simulator inside the relay.", "openai", "demo", shown="openai")
     base_url: BaseUrl | None = setting(
@@ -140,10 +125,7 @@ class Upstream(BaseModel):
         is_secret=True,
     )
     api_keys: list[Credential] = setting(
-        [],
-        "Several credentials instead of one: when one is throttled or refused, it rests and the next is used.",
-        ["${OPENAI_KEY_1}", "${OPENAI_KEY_2}"],
-        is_secret=True,
+        [], "Several instead of one: the next takes over while one is throttled or refused.", ["${KEY_1}", "${KEY_2}"], is_secret=True
     )
     api_key_file: Text | None = setting(None, "File that holds the credential; read again when it changes.", "/run/secrets/openai")
     forward_headers: list[HeaderName] = setting([], "Further request headers that may pass to it.", ["x-team"], shown=[])
@@ -171,7 +153,7 @@ _A_TARGET: Final = "one target written as upstream/model, such as openai/gpt-4.1
 class Target(BaseModel):
     """An upstream and the model's name there: just that, as upstream/model, or a mapping with more."""
 
-    model_config = _STRICT | ConfigDict(json_schema_extra={"type": ["string", "object"], "pattern": or_variable(TARGET)})
+    model_config = STRICT | ConfigDict(json_schema_extra={"type": ["string", "object"], "pattern": or_variable(TARGET)})
 
     to: TargetName = Field(description="The target, as upstream/model.", examples=["openai/gpt-4.1-mini"])
     weight: Weight = setting(1, "Its share among the targets of `balance`.", 3, shown=1)
@@ -185,6 +167,34 @@ class Target(BaseModel):
         if not isinstance(value, dict):
             raise ValueError(f"expected {_A_TARGET}, or {{to: upstream/model}} with more settings")
         return value
+
+
+class Hedge(BaseModel):
+    """When a backup attempt starts on another target beside one that is slow."""
+
+    model_config = STRICT
+
+    after: HedgeAfter = setting(
+        None,
+        "How long the first target may go without content; p95 is learned from its answers to prompts of that size.",
+        "p95",
+        "800ms",
+        shown="p95",
+    )
+    at_most: HedgeShare = setting(
+        0.05, "Largest share of the route's requests that may cost an attempt more, over a minute.", "5%", shown="5%"
+    )
+
+
+class Heartbeat(BaseModel):
+    """Comments for clients that would give up on a silent stream."""
+
+    model_config = STRICT
+
+    after: Duration = setting(
+        15.0, "How long a stream may be silent before the answer is begun. Up to then errors are real statuses.", "15s", shown="15s"
+    )
+    every: Duration = setting(15.0, "How often a comment is sent while there is nothing else to send.", "15s", shown="15s")
 
 
 def _listed(value: object) -> object:
@@ -206,10 +216,49 @@ def _accept_short_forms(schema: dict[str, Any]) -> None:
     schema["items"] = dict(schema["properties"]["to"]["items"])
 
 
+_RPM: Final = setting(None, "Requests in any 60 seconds.", 60, "10k")
+_TPM: Final = setting(None, "Tokens in any 60 seconds, prompts and answers together.", "100k", "2M")
+_CONCURRENCY: Final = setting(None, "Requests at once.", 4)
+_BUDGET: Final = setting(None, "Tokens or US dollars per day or month (UTC). Dollars need `prices`.", "20 USD/month", "1M tokens/day")
+
+
+class Limits(BaseModel):
+    """What may be asked for; each is exact, and what is left out is not limited."""
+
+    model_config = STRICT
+
+    rpm: Count | None = _RPM
+    tpm: Count | None = _TPM
+    concurrency: Count | None = _CONCURRENCY
+    budget: Budget | None = _BUDGET
+
+
+class KeyLimits(BaseModel):
+    """What a key may ask for, in all and on single routes."""
+
+    model_config = STRICT
+
+    rpm: Count | None = _RPM
+    tpm: Count | None = _TPM
+    concurrency: Count | None = _CONCURRENCY
+    budget: Budget | None = _BUDGET
+    per_route: dict[str, Limits] = setting({}, "Further limits of this key on single routes, by their names.", {"smart": {"rpm": 10}})
+
+
+class Prices(BaseModel):
+    """What a model costs, in US dollars per million tokens."""
+
+    model_config = STRICT
+
+    input: Price = Field(description="Per million tokens of the prompt.", examples=[0.4])
+    output: Price = Field(description="Per million tokens of the answer, reasoning included.", examples=[1.6])
+    cached: Price | None = setting(None, "Per million tokens of the prompt that the upstream had cached. Left out: as `input`.", 0.1)
+
+
 class Route(BaseModel):
     """Where a model's name leads: one target, a list of them tried in order, or a mapping with `to` or `balance`."""
 
-    model_config = _STRICT | ConfigDict(json_schema_extra=_accept_short_forms)
+    model_config = STRICT | ConfigDict(json_schema_extra=_accept_short_forms)
 
     to: Targets = _targets("Targets tried in order, top to bottom.", ["openai/gpt-4.1-mini", "dashscope/qwen-plus"], "openai/gpt-4.1-mini")
     balance: list[Target] = setting(
@@ -232,16 +281,14 @@ class Route(BaseModel):
         "header:x-session-id",
         shown="none",
     )
-    fallback_on: list[CauseName] = setting(
-        [], "Refusals of the request itself after which the next target is tried, too.", ["context_length", "content_policy"], shown=[]
+    fallback_on: list[CauseName] = setting([], "Refusals of the request itself that still fall back.", ["context_length"], shown=[])
+    retries: Retries = setting(2, "How often a target is asked again when no other is left, for a tenth of requests.", 1, shown=2)
+    hedge: Hedge | None = setting(
+        None, "Starts a backup attempt on another target when the first is slow. Left out: never.", {"after": "p95", "at_most": "5%"}
     )
-    retries: Retries = setting(
-        2,
-        "How often a target is asked again, after a short wait, when no other is left; within a budget of a tenth of all requests.",
-        1,
-        shown=2,
-    )
+    heartbeat: Heartbeat | None = setting(None, "Sends comments into silent streams. Left out: never.", {"after": "15s", "every": "15s"})
     timeouts: Timeouts = setting(Timeouts(), "Timeouts that differ on this route, for all its targets.", {"first_token": "45s"})
+    limits: Limits = setting(Limits(), "Limits for all its callers together.", {"rpm": 600, "concurrency": 32})
 
     @model_validator(mode="before")
     @classmethod
@@ -252,7 +299,7 @@ class Route(BaseModel):
 class PreviousHash(BaseModel):
     """The hash that a key had before it was rotated, good for a while longer."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     hash: Digest = Field(
         description="SHA-256 of the old key, as sha256: and 64 hexadecimal digits.",
@@ -265,7 +312,7 @@ class PreviousHash(BaseModel):
 class Key(BaseModel):
     """A virtual key: who may call."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     key: Credential | None = setting(None, "The key itself; `hash` is safer.", "${ALICE_KEY}", is_secret=True)
     hash: Digest | None = setting(None, "SHA-256 of the key, as sha256: and 64 hexadecimal digits.", "sha256:" + "0" * 64, is_secret=True)
@@ -275,6 +322,7 @@ class Key(BaseModel):
     routes: list[Model] = setting([], "Names of the routes it may use. Left out: all.", ["fast", "openai/*"])
     enabled: Switch = setting(True, "Whether it may be used now.", True, shown=True)
     expires: Expiry | None = setting(None, "Last day (UTC), or moment, of its use.", "2027-12-31", "2027-12-31T18:00:00Z")
+    limits: KeyLimits = setting(KeyLimits(), "What it may ask for.", {"rpm": 60, "tpm": "100k", "concurrency": 4, "budget": "20 USD/month"})
 
 
 def _or_a_store(schema: dict[str, Any]) -> None:
@@ -291,7 +339,7 @@ def _or_a_store(schema: dict[str, Any]) -> None:
 class Slo(BaseModel):
     """What is promised to those who call; `relay rules` makes alerts of it."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     ttft: FirstContent = setting(2.0, "How soon 95 % of streams should show their first content.", "2s", shown="2s")
     availability: Availability = setting(
@@ -305,7 +353,7 @@ class Slo(BaseModel):
 class Metrics(BaseModel):
     """Where metrics are served, and what they are measured against."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     listen: Listen | None = setting(
         None, "Address of /metrics. Left out: the main listener when that is loopback, else 127.0.0.1:9464.", "127.0.0.1:9464"
@@ -319,7 +367,7 @@ class Metrics(BaseModel):
 class Settings(BaseModel):
     """The whole file."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     server: Server = setting(Server(), "The listener and its limits.", {"listen": "127.0.0.1:8080"})
     upstreams: dict[str, Upstream] = Field(
@@ -337,5 +385,16 @@ class Settings(BaseModel):
         json_schema_extra=_or_a_store,
     )
     timeouts: Timeouts = setting(Timeouts(), "Timeouts of all upstreams.", {"connect": "5s", "first_token": "2m"})
+    prices: dict[str, Prices] = setting(
+        {},
+        "What models cost, by upstream/model; a name may end in *. Only budgets in dollars use them.",
+        {"openai/gpt-4.1-mini": {"input": 0.4, "output": 1.6, "cached": 0.1}},
+    )
+    state_dir: Text | None = setting(
+        None,
+        "Directory where what was used of budgets survives a restart; relays of one machine that name the same one share all limits."
+        " Left out: kept in memory.",
+        "/var/lib/relay",
+    )
     metrics: Metrics = setting(Metrics(), "Where metrics are served, and what they are measured against.", {"listen": "127.0.0.1:9464"})
     default_model: Model | None = setting(None, "The model of requests that name none.", "fast")

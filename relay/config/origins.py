@@ -6,7 +6,7 @@ from pathlib import Path as FilePath
 from typing import Final
 from urllib.parse import urlsplit
 
-from relay.config import models
+from relay.config import capacity, models
 from relay.config.addresses import Listen, calls_itself, host_of, is_private, parse_proxy
 from relay.config.problems import Path, closest, did_you_mean
 from relay.config.report import Report
@@ -72,14 +72,14 @@ def build_upstream(name: str, settings: models.Upstream, around: Surroundings, r
     )
 
 
-def _limits(path: Path, given: models.UpstreamLimits, report: Report) -> UpstreamLimits:
+def _limits(path: Path, given: capacity.UpstreamLimits, report: Report) -> UpstreamLimits:
     if given.concurrency is None:
         for name in sorted(given.model_fields_set - {"concurrency"}):
             report.add((*path, "limits", name), "has no effect without `concurrency`; set that too, or leave it out")
     return UpstreamLimits(concurrency=given.concurrency, queue=given.queue, queue_wait=given.queue_wait)
 
 
-def _health(given: models.HealthCheck | None) -> HealthCheck | None:
+def _health(given: capacity.HealthCheck | None) -> HealthCheck | None:
     return None if given is None else HealthCheck(path=given.path, every=given.every, timeout=given.timeout)
 
 

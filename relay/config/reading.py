@@ -15,7 +15,7 @@ from relay.config.report import Part, Report, Span
 from relay.config.variables import expand
 
 BROKEN: Final = object()
-_TABLES: Final = frozenset({("upstreams",), ("routes",), ("keys",)})
+_TABLES: Final = frozenset({("upstreams",), ("routes",), ("keys",), ("prices",)})
 _WORDS: Final[Mapping[str, str]] = {"bool": "a boolean", "int": "a number", "float": "a number", "timestamp": "a date", "null": "nothing"}
 
 

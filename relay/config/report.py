@@ -122,7 +122,7 @@ def may_show_name(path: Path) -> bool:
         return False
     allowed = names_below(path[:-1])
     if not isinstance(name, str) or allowed is None:
-        return len(path) == 2 and path[0] in ("upstreams", "routes", "keys")
+        return (len(path) == 2 and path[0] in ("upstreams", "routes", "keys", "prices")) or path[2:-1] == ("limits", "per_route")
     return name in allowed or closest(name, allowed) is not None or (len(name) <= 24 and name.replace("_", "").isalpha() and name.islower())
 
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from relay.config import models
+from relay.config.allowance import limits_of
 from relay.config.problems import Path, did_you_mean, shown
 from relay.config.report import Report
-from relay.config.tree import AffinityKind, FallbackCause, Route, Strategy, Target, Timeouts, Upstream
+from relay.config.tree import AffinityKind, FallbackCause, Heartbeat, Hedge, Route, Strategy, Target, Timeouts, Upstream
 
 _OF_EXCHANGE: Final = ("write", "total")
 _Located = tuple[Path, models.Target]
@@ -20,8 +21,13 @@ _Located = tuple[Path, models.Target]
 
 
 def merge_timeouts(base: Timeouts, given: models.Timeouts | models.TargetTimeouts) -> Timeouts:
-    """Return `base` with what `given` really says."""
-    return replace(base, **{name: getattr(given, name) for name in given.model_fields_set})
+    """Return `base` with what `given` really says; `auto` keeps the base's number."""
+    said = {name: getattr(given, name) for name in given.model_fields_set}
+    if "first_token" in said:
+        said["first_token_auto"] = said["first_token"] is None
+        if said["first_token"] is None:
+            del said["first_token"]
+    return replace(base, **said)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +54,7 @@ class RouteBuilder:
         if not targets:
             return None
         timeouts = _exchange_timeouts(given, targets + fallbacks)
+        self._check_hedge(path, given, targets)
         return Route(
             name=name,
             targets=_bounded(targets, timeouts),
@@ -57,6 +64,9 @@ class RouteBuilder:
             affinity=given.affinity,
             fallback_on=frozenset(map(FallbackCause, given.fallback_on)),
             retries=given.retries,
+            limits=limits_of(given.limits),
+            hedge=None if given.hedge is None else Hedge(after=given.hedge.after, at_most=given.hedge.at_most),
+            heartbeat=None if given.heartbeat is None else Heartbeat(after=given.heartbeat.after, every=given.heartbeat.every),
         )
 
     def _located(self, path: Path, section: str, written: list[models.Target]) -> list[_Located]:
@@ -106,6 +116,15 @@ class RouteBuilder:
         self._check_balance(path, given)
         if given.fallback_on and len(given.to) + len(given.balance) + len(given.fallback) == 1:
             report.add((*path, "fallback_on"), "has no effect: the route has no second target")
+
+    def _check_hedge(self, path: Path, given: models.Route, targets: tuple[Target, ...]) -> None:
+        if given.hedge is None:
+            return
+        if len(given.to) + len(given.balance) + len(given.fallback) == 1:
+            self.report.add((*path, "hedge"), "has no effect: the route has no second target")
+        after = given.hedge.after
+        if after is not None and all(each.timeouts is not None and after >= each.timeouts.first_token for each in targets):
+            self.report.add((*path, "hedge", "after"), "is not shorter than timeouts.first_token: no backup would ever start")
 
     def _check_balance(self, path: Path, given: models.Route) -> None:
         report = self.report

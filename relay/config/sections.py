@@ -1,6 +1,6 @@
 """From plain data to checked settings, entry by entry, so that one mistake hides no other."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
@@ -34,9 +34,11 @@ class Draft:
     keys: dict[str, models.Key | None] = field(default_factory=dict)
     key_routes: dict[str, list[object]] = field(default_factory=dict)
     """The routes that each key names, also of a key with another mistake."""
+    prices: dict[str, models.Prices | None] = field(default_factory=dict)
     key_store: str | None = None
     """File of stored keys, as written."""
     default_model: str | None = None
+    state_dir: str | None = None
     has_keys: bool = False
     """Whether keys were meant, be they right or wrong."""
 
@@ -58,15 +60,19 @@ def validate(data: object, report: Report) -> Draft:
         draft.routes[name] = _model(models.Route, entry, ("routes", name), report)
     for name, entry in _entries(data, "keys", report):
         if name == "store" and isinstance(entry, str):
-            draft.key_store = _text(entry, ("keys", name), report)
+            draft.key_store = _text(entry, ("keys", name), parse_text, report)
             continue
         _check_name(name_flaw(name), ("keys", name), report)
         draft.keys[name] = _model(models.Key, entry, ("keys", name), report)
         named = entry.get("routes") if isinstance(entry, dict) else None
         draft.key_routes[name] = named if isinstance(named, list) else []
+    for name, entry in _entries(data, "prices", report):
+        draft.prices[name] = _model(models.Prices, entry, ("prices", name), report)
     draft.has_keys = bool(data.get("keys"))
     if "default_model" in data:
-        draft.default_model = _default_model(data["default_model"], report)
+        draft.default_model = _text(data["default_model"], ("default_model",), parse_model, report)
+    if "state_dir" in data:
+        draft.state_dir = _text(data["state_dir"], ("state_dir",), parse_text, report)
     _check_required(data, report)
     return draft
 
@@ -121,17 +127,9 @@ def _as_written(entry: object, location: Path) -> Path:
     return tuple(place)
 
 
-def _text(entry: object, path: Path, report: Report) -> str | None:
+def _text(entry: object, path: Path, parse: Callable[[object], str], report: Report) -> str | None:
     try:
-        return parse_text(entry)
+        return parse(entry)
     except ValueError as error:
         report.add(path, str(error))
-        return None
-
-
-def _default_model(entry: object, report: Report) -> str | None:
-    try:
-        return parse_model(entry)
-    except ValueError as error:
-        report.add(("default_model",), str(error))
         return None

@@ -38,6 +38,8 @@ class Timeouts:
 
     connect: float = 5.0
     first_token: float = 120.0
+    first_token_auto: bool = False
+    """Whether `first_token` is learned per target; the number is then what holds until enough is known, and the ceiling."""
     between_tokens: float = 120.0
     write: float = 30.0
     total: float = 3600.0
@@ -113,6 +115,46 @@ class Upstream:
         return (self.api_key,) if self.api_key is not None or self.api_key_file is not None else ()
 
 
+class Period(Enum):
+    """A stretch of the calendar, in UTC."""
+
+    DAY = "day"
+    MONTH = "month"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """What may be used up in each day or month."""
+
+    amount: int
+    """Tokens, or billionths of a US dollar."""
+    is_money: bool
+    period: Period
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What may be asked for; None for no limit of a kind."""
+
+    rpm: int | None = None
+    """Requests in any 60 s."""
+    tpm: int | None = None
+    """Tokens in any 60 s."""
+    concurrency: int | None = None
+    """Requests at once."""
+    budget: Budget | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Price:
+    """US dollars per million tokens, which is millionths of a dollar per token."""
+
+    input: float
+    output: float
+    cached: float
+    """For the part of the input that the upstream read from its cache."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """One upstream and the model's name there."""
@@ -169,6 +211,24 @@ class FallbackCause(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Hedge:
+    """When a backup attempt starts beside a slow first one."""
+
+    after: float | None = None
+    """Seconds without content; None for the learned 95th percentile."""
+    at_most: float = 0.05
+    """Largest share of requests that may cost an attempt more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heartbeat:
+    """Comments for clients that give up on silence: the answer begins after the grace period, comments follow regularly."""
+
+    after: float = 15.0
+    every: float = 15.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
     """A model name, or a pattern that ends in `*`, and where it goes."""
 
@@ -185,6 +245,10 @@ class Route:
     """Refusals of the request itself after which the next target is tried."""
     retries: int = 2
     """How often a target is asked again when no other is left, at most."""
+    limits: Limits | None = None
+    """For all its callers together."""
+    hedge: Hedge | None = None
+    heartbeat: Heartbeat | None = None
 
     @property
     def all_targets(self) -> tuple[Target, ...]:
@@ -209,6 +273,9 @@ class Key:
     """Unix time after which the key is unknown; None for never."""
     is_previous: bool = False
     """Whether it is the one before, good for a while longer after a rotation."""
+    limits: Limits | None = None
+    route_limits: Mapping[str, Limits] = field(default_factory=dict)
+    """Limits of this key on one route, by the route's name."""
     is_stored: bool = False
     """Whether it comes from the file of stored keys, which may change while the relay runs."""
 
@@ -229,6 +296,8 @@ class Server:
     loop: str = "auto"
     """auto (uvloop where it is installed), uvloop or asyncio."""
     drain: float = 30.0
+    workers: int | None = 1
+    """How many processes serve; None: one for each core."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,6 +333,10 @@ class Config:
     key_store: str | None = None
     """File of stored keys, of which `keys` holds those that were in it when it was last read."""
     metrics: Metrics = field(default_factory=Metrics)
+    prices: Mapping[str, Price] = field(default_factory=dict)
+    """By upstream/model; a name may end in `*`."""
+    state_dir: str | None = None
+    """Directory of what has to survive a restart; None keeps it in memory."""
     default_model: str | None = None
     """What answers for requests that name no model."""
     warnings: tuple[str, ...] = ()

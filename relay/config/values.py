@@ -10,13 +10,15 @@ from datetime import UTC, date, datetime, time
 from typing import Final
 
 from relay.config.problems import did_you_mean
-from relay.config.tree import Affinity, AffinityKind, Secret
+from relay.config.tree import Affinity, AffinityKind, Budget, Period, Secret
 
 MAX_DURATION: Final = 24 * 3600.0
 """A wait longer than a day is no bound."""
 MAX_SIZE: Final = 2**30
 """Bodies are held in memory; a gibibyte is more than any of them."""
 MAX_COUNT: Final = 10**9
+MAX_WORKERS: Final = 256
+"""More than the largest machines have cores for."""
 
 _DURATION: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h)")
 _SECONDS: Final[Mapping[str, float]] = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -33,6 +35,10 @@ _BYTES: Final[Mapping[str, int]] = {
     "GiB": 2**30,
 }
 _COUNT: Final = re.compile(r"([0-9]{1,12})([kM]?)")
+_BUDGET: Final = re.compile(r"([0-9]{1,12})(?:\.([0-9]{1,6}))?([kM]?) (USD|tokens)/(day|month)")
+_DOLLAR: Final = 10**9
+"""Billionths: the cheapest models cost two cents per million tokens, so a token of theirs costs 20 of these."""
+_PRICE: Final = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6})?")
 _DIGEST: Final = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _PROBE_PATH: Final = re.compile(r"(?:/(?!\.{1,2}(?:[/?]|$))[A-Za-z0-9._~:@!$&'()*+,;=%-]+)+(?:\?[A-Za-z0-9._~:@!$&'()*+,;=%/-]*)?")
@@ -63,6 +69,37 @@ def parse_duration(value: object) -> float:
     if seconds > MAX_DURATION:
         raise ValueError("expected a duration of at most 24h: every wait has a bound")
     return seconds
+
+
+def parse_first_token(value: object) -> float | None:
+    """Return seconds, or None for `auto`: learned from what came before."""
+    return None if value == "auto" else _parse_duration_or(value, "auto")
+
+
+def parse_hedge_after(value: object) -> float | None:
+    """Return seconds, or None for `p95`: the learned percentile."""
+    return None if value == "p95" else _parse_duration_or(value, "p95")
+
+
+def _parse_duration_or(value: object, word: str) -> float:
+    try:
+        return parse_duration(value)
+    except ValueError as error:
+        # Who wrote a number did not mean the word.
+        is_number = isinstance(value, str) and value[:1].isdigit()
+        raise ValueError(str(error) if is_number else f"{error}; or {word}") from None
+
+
+def parse_hedge_share(value: object) -> float:
+    """Return a part of one: more than none, and at most half of all requests."""
+    expected = "a share such as 5%, at most 50%"
+    found = _PERCENTAGE.fullmatch(parse_text(value, expected))
+    if found is None:
+        raise ValueError(f"expected {expected}")
+    share = float(found[1]) / 100
+    if not 0 < share <= 0.5:
+        raise ValueError(f"expected {expected} and more than 0%")
+    return share
 
 
 def parse_first_content(value: object) -> float:
@@ -137,6 +174,43 @@ def parse_retries(value: object) -> int:
     if value not in ("0", "1", "2", 0, 1, 2) or isinstance(value, bool):
         raise ValueError("expected 0, 1 or 2")
     return int(str(value))
+
+
+def parse_budget(value: object) -> Budget:
+    """Return an amount of US dollars or tokens per day or month."""
+    expected = "a budget such as 20 USD/month or 1M tokens/day"
+    found = _BUDGET.fullmatch(parse_text(value, expected))
+    if found is None:
+        raise ValueError(f"expected {expected}")
+    whole, part, multiple, unit, period = found.groups()
+    is_money = unit == "USD"
+    if part is not None and not is_money:
+        raise ValueError("expected whole tokens, such as 1500k tokens/day")
+    factor = {"": 1, "k": 10**3, "M": 10**6}[multiple]
+    amount = int(whole + (part or "").ljust(6, "0")) * factor * (_DOLLAR // 10**6) if is_money else int(whole) * factor
+    if not 0 < amount <= MAX_COUNT * _DOLLAR:
+        raise ValueError(f"expected {expected}, more than zero and less than a billion dollars")
+    return Budget(amount=amount, is_money=is_money, period=Period(period))
+
+
+def parse_price(value: object) -> float:
+    """Return US dollars per million tokens; 0 for what costs nothing."""
+    expected = "US dollars per million tokens, such as 0.40"
+    text = parse_text(value, expected)
+    if _PRICE.fullmatch(text) is None:
+        raise ValueError(f"expected {expected}")
+    return float(text)
+
+
+def parse_workers(value: object) -> int | None:
+    """Return how many processes may serve; None for as many as there are cores."""
+    expected = f"auto, or a number of processes from 1 to {MAX_WORKERS}"
+    text = parse_text(value, expected)
+    if text == "auto":
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 4 and 1 <= int(text) <= MAX_WORKERS):
+        raise ValueError(f"expected {expected}")
+    return int(text)
 
 
 def parse_weight(value: object) -> int:

@@ -1,5 +1,6 @@
 """The records of one request: what came, what was tried, what was measured, how it ended; and the summary of it all."""
 
+from relay.exchange.gaps import MAX_KEPT, STALL_SECONDS, Blame, Gaps, Lateness, Span, split_gaps
 from relay.exchange.records import (
     BAD,
     GOOD,
@@ -20,33 +21,43 @@ from relay.exchange.records import (
     StreamMeter,
     UpstreamRequest,
     Usage,
+    UsageSource,
     header,
     header_values,
 )
-from relay.exchange.summary import Summary, summarize
+from relay.exchange.summary import Overhead, Summary, summarize
 
 __all__ = [
     "BAD",
     "GOOD",
     "JSON_OPERATIONS",
+    "MAX_KEPT",
+    "STALL_SECONDS",
     "TRANSITIONS",
     "Attempt",
     "AttemptResult",
+    "Blame",
     "ClientRequest",
     "EventError",
     "Exchange",
     "Framing",
+    "Gaps",
     "Headers",
     "JsonBody",
+    "Lateness",
     "Operation",
     "Outcome",
+    "Overhead",
     "ResponseHead",
+    "Span",
     "State",
     "StreamMeter",
     "Summary",
     "UpstreamRequest",
     "Usage",
+    "UsageSource",
     "header",
     "header_values",
+    "split_gaps",
     "summarize",
 ]

@@ -5,7 +5,7 @@ alone) and `StreamMeter` (a few stores per event, by the observer of one attempt
 Instants (`_at`) are seconds of the loop's monotonic clock.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from typing import Final
@@ -128,6 +128,8 @@ class JsonBody:
     store: bool
     background: bool
     previous_response_id: str | None
+    answer_tokens: int | None = None
+    """The most tokens that all answers together may have, when the request says so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,6 +205,14 @@ class Usage:
     reasoning: int = 0
 
 
+class UsageSource(StrEnum):
+    """How tokens are known: told by the upstream, told because the answer was read to its end for it, or guessed."""
+
+    REPORTED = "reported"
+    DRAINED = "drained"
+    ESTIMATED = "estimated"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventError:
     """An error event of an upstream. `status` is what an HTTP status would have been."""
@@ -220,6 +230,8 @@ class StreamMeter:
     first_reasoning_at: float | None = None
     first_content_at: float | None = None
     """First text, reasoning or tool-call event."""
+    first_text_at: float | None = None
+    """First event of the answer proper: text or a tool call. None while only reasoning has come."""
     last_content_at: float = 0.0
     content_events: int = 0
     terminal_at: float | None = None
@@ -232,6 +244,8 @@ class StreamMeter:
     oversized_events: int = 0
     bytes_in: int = 0
     last_byte_at: float = 0.0
+    silences: list[tuple[float, float]] = field(default_factory=list)
+    """From one content to the next where that took longer than STALL_SECONDS."""
 
 
 class AttemptResult(StrEnum):
@@ -272,6 +286,10 @@ class Attempt:
     result: AttemptResult | None = None
     error_code: str | None = None
     is_resend: bool = False
+    hedge_won: bool | None = None
+    """Of a backup beside a slow attempt, whether its content came first; None for every other attempt."""
+    body_ended_at: float | None = None
+    """When the upstream's bytes stopped."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -282,18 +300,33 @@ class Exchange:
     state: State = State.RECEIVED
     route: Route | None = None
     attempts: list[Attempt] = field(default_factory=list)
+    """In the order they began, but the one that answers last."""
     status: int | None = None
     outcome: Outcome | None = None
     error_code: str | None = None
+    admitted_at: float | None = None
+    """When it was let through to the upstreams: its route is known and whatever it had to wait for is there."""
+    queued_seconds: float = 0.0
+    """How long it waited for a place."""
     committed_at: float | None = None
-    first_write_at: float | None = None
     first_content_written_at: float | None = None
     bytes_out: int = 0
     backpressure_seconds: float = 0.0
-    queue_seconds: float = 0.0
-    """How long it has waited for turns at upstreams."""
+    pauses: list[tuple[float, float]] = field(default_factory=list)
+    """When the client took nothing, the short times left out."""
     advice: Mapping[str, str] = field(default_factory=dict)
     """Headers that tell the caller's SDK whether another try is worth it, when every target has failed."""
+    limit_headers: tuple[tuple[bytes, bytes], ...] = ()
+    """How the caller's own limits stand; they take the place of an upstream's of the same names."""
+    usage: Usage | None = None
+    """What the exchange used, as it was settled."""
+    usage_source: UsageSource | None = None
+    refused_by: str | None = None
+    """Which kind of limit refused it: rpm, route_tpm, key_route_budget and so on."""
+    debit: Callable[[int], bool] | None = None
+    """Counts that so many tokens have flowed in all and tells whether the limits still hold; None where none are counted."""
+    is_begun_early: bool = False
+    """Whether the client has a response head and comments of ours, and no byte of an upstream."""
     is_rewritten: str | None = None
     """Why the bytes are not the upstream's own, or None when they are."""
 

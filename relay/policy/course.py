@@ -42,14 +42,14 @@ class Course:
         "_can_repeat",
         "_chance",
         "_has_moved",
-        "_is_judged",
+        "_is_final",
+        "_live",
         "_next",
         "_patience",
         "_plan",
         "_repeats",
         "_retries",
         "_sent",
-        "_step",
         "_targets",
         "_tries",
         "_waits",
@@ -73,9 +73,10 @@ class Course:
         self._patience = patience
         self._can_repeat = can_repeat
         self._chance = chance
-        self._step: Step | None = None
+        self._live: list[Step] = []
+        """The attempts under way: one, or two while a backup races."""
         self._next: Step | None = None
-        self._is_judged = False
+        self._is_final = False
         self._was_resent = False
         self._has_moved = False
         self._sent = 0
@@ -93,43 +94,62 @@ class Course:
             is_last = not self._plan.has_more or self._tries >= MAX_TRIES
             trial = self._targets.begin(choice.target, now, is_forced=is_last)
             if trial is not None:
-                self._step = Step(choice=choice, trial=trial)
-                return self._step
+                return self._entered(Step(choice=choice, trial=trial))
 
-    def failed(self, error: UpstreamError, now: float, *, was_sent: bool = True, was_reused: bool = False) -> bool:
-        """Judge the failure of the current step; return whether there is another one. Asked again, the answer stays.
+    def back_up(self, now: float, may_hedge: Callable[[], bool]) -> Step | None:
+        """Return a step to make beside the one under way, if `may_hedge` allows it; None when it is beyond any bound."""
+        if not self._can_repeat or self._sent + len(self._live) >= MAX_ATTEMPTS or not self._patience.fits(now, 0.0):
+            return None
+        usable = (each for each in self._plan.left if self._targets.may_try(each.target, now) and self._plan.has_free_slot(each))
+        choice = next(usable, None)
+        if choice is None or not may_hedge():
+            return None
+        self._plan.take(choice)
+        self._tries += 1
+        trial = self._targets.begin(choice.target, now)
+        assert trial is not None
+        # Two attempts are under way: that one's connection was stale shall not bring a third.
+        self._was_resent = self._has_moved = True
+        return self._entered(Step(choice=choice, trial=trial))
 
-        `was_sent` tells whether a byte of the request went out, `was_reused` whether on a connection that had served before.
+    def failed(self, step: Step, error: UpstreamError, now: float, *, was_sent: bool = True, was_reused: bool = False) -> bool:
+        """Judge the failure of `step`; return whether it is given up for another step, or for an attempt that still runs.
+
+        Asked again, the answer stays. `was_sent` tells whether a byte of the request went out, `was_reused` whether on a connection
+        that had served before.
         """
-        if not self._is_judged:
-            self._is_judged = True
-            self._next = self._decide(error, now, was_sent=was_sent, was_reused=was_reused)
-        return self._next is not None
+        if step in self._live:
+            self._live.remove(step)
+            self._is_final = False
+            self._next = self._decide(step, error, now, was_sent=was_sent, was_reused=was_reused)
+        return not self._is_final and (self._next is not None or bool(self._live))
 
     def go_on(self) -> Step | None:
         """Return the next step; None when nothing is left to try."""
-        self._step, self._next = self._next, None
-        self._is_judged = False
-        return self._step
+        step, self._next = self._next, None
+        return None if step is None else self._entered(step)
 
-    def crowded(self, now: float) -> Step | None:
-        """Leave the current target, which takes no more calls, for the next one; None when nothing is left. Nothing was tried."""
-        if self._step is not None:
-            self._step.trial.close()
-        self._step = None
+    def crowded(self, step: Step, now: float) -> Step | None:
+        """Leave the target of `step`, which takes no more calls, for the next one; None when nothing is left. Nothing was tried."""
+        self._live.remove(step)
+        step.trial.close()
         while self._tries < MAX_TRIES and (choice := self._plan.next()) is not None:
             self._tries += 1
             trial = self._targets.begin(choice.target, now)
             if trial is not None:
-                self._step = Step(choice=choice, trial=trial)
-                break
-        return self._step
+                return self._entered(Step(choice=choice, trial=trial))
+        return None
 
     def close(self) -> None:
         """Hand back what no attempt has told of."""
-        for step in (self._step, self._next):
-            if step is not None:
-                step.trial.close()
+        for step in self._live:
+            step.trial.close()
+        if self._next is not None:
+            self._next.trial.close()
+
+    def _entered(self, step: Step) -> Step:
+        self._live.append(step)
+        return step
 
     def advice(self, status: int) -> dict[str, str]:
         """Tell an SDK that gets `status` whether to try again: where waiting helps, when; never when that only multiplies attempts."""
@@ -140,9 +160,10 @@ class Course:
             return advice(helps_in)
         return advice(None) if helps_in or len(self._waits) > 1 else {}
 
-    def _decide(self, error: UpstreamError, now: float, *, was_sent: bool, was_reused: bool) -> Step | None:
-        step = self._step
-        assert step is not None
+    def _decide(self, step: Step, error: UpstreamError, now: float, *, was_sent: bool, was_reused: bool) -> Step | None:
+        if self._live and is_stale_connection(error, was_reused=was_reused):
+            step.trial.close()
+            return None
         if self._can_resend(error, now, was_reused=was_reused):
             # With the same permit and outside of the budget: that a kept connection was stale says nothing of the target.
             self._was_resent = True
@@ -150,29 +171,32 @@ class Course:
         verdict = judge(error, step.choice)
         step.trial.failed(verdict, now, self._chance())
         self._sent += was_sent
-        self._waits.append(self._helps_in(error, verdict, now))
+        self._waits.append(self._helps_in(step, error, verdict, now))
+        # What no other target could mend is the answer, whoever finds it.
+        self._is_final = not verdict.fall_back
+        if self._live:
+            return None
         if not verdict.fall_back or (self._sent and not self._can_repeat):
             return None
         if self._sent >= MAX_ATTEMPTS or not self._patience.fits(now, 0.0):
             return None
-        return self._another(verdict, now) or self._again(error, verdict, now)
+        return self._another(step, verdict, now) or self._again(step, error, verdict, now)
 
     def _can_resend(self, error: UpstreamError, now: float, *, was_reused: bool) -> bool:
         if not self._can_repeat or self._was_resent or not is_stale_connection(error, was_reused=was_reused):
             return False
         return self._patience.fits(now, 0.0)
 
-    def _helps_in(self, error: UpstreamError, verdict: Verdict, now: float) -> float:
+    def _helps_in(self, step: Step, error: UpstreamError, verdict: Verdict, now: float) -> float:
         """Return when the target that failed may do better, as far as anybody said; 0 when nobody did."""
-        assert self._step is not None
         if verdict.is_final:
             return inf
         said = error.retry_after if isinstance(error, UpstreamRefused) else None
-        return max(said or 0.0, self._targets.rest_left(self._step.choice.target, now))
+        return max(said or 0.0, self._targets.rest_left(step.choice.target, now))
 
-    def _another(self, verdict: Verdict, now: float) -> Step | None:
+    def _another(self, step: Step, verdict: Verdict, now: float) -> Step | None:
         """Return the next target, or the same with its next credential."""
-        for choice in self._offers(verdict):
+        for choice in self._offers(step, verdict):
             if not self._targets.may_try(choice.target, now) or not self._plan.has_room(choice):
                 continue
             if needs_budget(self._sent, is_same_target=False) and not self._retries.take(now):
@@ -183,23 +207,21 @@ class Course:
             return Step(choice=choice, trial=trial)
         return None
 
-    def _offers(self, verdict: Verdict) -> Iterator[Choice]:
-        assert self._step is not None
+    def _offers(self, step: Step, verdict: Verdict) -> Iterator[Choice]:
         if self._tries < MAX_TRIES and verdict.blame in (Blame.CREDENTIAL, Blame.ACCOUNT):
             self._tries += 1
-            yield self._step.choice
+            yield step.choice
         while self._tries < MAX_TRIES and (choice := self._plan.next()) is not None:
             self._tries += 1
             yield choice
 
-    def _again(self, error: UpstreamError, verdict: Verdict, now: float) -> Step | None:
+    def _again(self, step: Step, error: UpstreamError, verdict: Verdict, now: float) -> Step | None:
         """Return the same target once more after a wait, where there was nothing else to try and nobody else tries again."""
-        assert self._step is not None
-        choice = self._step.choice
+        choice = step.choice
         if not verdict.can_repeat or self._has_moved or self._patience.retry_count or self._repeats >= self._plan.route.retries:
             return None
         # A rest that ends brings everyone at once, were it not for the jitter.
-        wait = self._helps_in(error, verdict, now) + backoff(self._repeats, self._chance())
+        wait = self._helps_in(step, error, verdict, now) + backoff(self._repeats, self._chance())
         if wait > CAP_SECONDS or not self._patience.fits(now, wait) or not self._retries.take(now):
             return None
         trial = self._targets.begin(choice.target, now, is_forced=True)

@@ -73,13 +73,14 @@ class Credentials:
             return known[1]
         return tuple(map(Credential, upstream.credentials))
 
-    def counts(self, now: float) -> Mapping[str, Mapping[Health, int]]:
+    def counts(self, now: float) -> Mapping[str, Mapping[str, int]]:
         """Return how many credentials are in which state, by upstream; only of upstreams that have any."""
-        return {
-            name: {state: sum(each.health(now) is state for each in kept) for state in Health}
-            for name, (_, kept) in self._known.items()
-            if kept
-        }
+        found = {}
+        for name, (_, kept) in self._known.items():
+            if kept:
+                states = [each.health(now) for each in kept]
+                found[name] = {state.value: states.count(state) for state in Health}
+        return found
 
 
 def next_credential(credentials: Sequence[Credential], target: str, now: float) -> Credential | None:

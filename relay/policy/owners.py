@@ -8,8 +8,6 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
 
-from relay.config.tree import Key
-
 CAPACITY: Final = 100_000
 
 
@@ -31,11 +29,11 @@ class Owners:
         self._capacity = capacity
         self._owners: OrderedDict[str, Owner] = OrderedDict()
 
-    def record(self, object_id: str, *, upstream: str, route: str, key: Key | None) -> None:
+    def made(self, object_id: str, owner: Owner) -> None:
         """Remember who made `object_id`. The first owner stays: no one can take an id over."""
         if object_id in self._owners:
             return
-        self._owners[object_id] = Owner(upstream=upstream, route=route, key=None if key is None else key.name)
+        self._owners[object_id] = owner
         if len(self._owners) > self._capacity:
             self._owners.popitem(last=False)
 

@@ -40,11 +40,17 @@ class RoutePlan:
         if not self._choices:
             return None
         position = 0
-        slots = self.slots
-        if slots is not None and len(self._choices) > 1:
-            free = (number for number, choice in enumerate(self._choices) if not slots.of(choice.target.upstream.name).is_full)
-            position = next(free, 0)
+        if self.slots is not None and len(self._choices) > 1:
+            position = next((number for number, choice in enumerate(self._choices) if self.has_free_slot(choice)), 0)
         return self._choices.pop(position)
+
+    def take(self, choice: Choice) -> None:
+        """Take one of those left out of turn."""
+        self._choices.remove(choice)
+
+    def has_free_slot(self, choice: Choice) -> bool:
+        """Tell whether a call there need not wait for its turn."""
+        return self.slots is None or not self.slots.of(choice.target.upstream.name).is_full
 
     def has_room(self, choice: Choice) -> bool:
         """Tell whether a call there may be made, or wait for its turn."""
@@ -102,7 +108,7 @@ class Router:
             targets = order(route)
         else:
             targets = [target for target in route.all_targets if target.upstream.name == pinned][:1]
-        choices = [_resolve(route, target, name) for target in targets]
+        choices = [resolve(route, target, name) for target in targets]
         if not choices:
             raise ClientError("unknown_id")
         return RoutePlan(route, choices)
@@ -135,7 +141,8 @@ def may_use(key: Key | None, route: Route) -> bool:
     return key is None or key.routes is None or route.name in key.routes
 
 
-def _resolve(route: Route, target: Target, name: str | None) -> Choice:
+def resolve(route: Route, target: Target, name: str | None) -> Choice:
+    """Fill in the model's name at `target` for a request that asks `route` for `name`."""
     pattern = target.model
     if pattern is None or (name is None and pattern.endswith("*")):
         return Choice(target=target, model=None, is_mapped=False, fallback_on=route.fallback_on)

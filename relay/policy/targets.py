@@ -4,7 +4,7 @@ A target's name is its upstream's and the model's name there, the same on every 
 what was learned of it. Names come from the configuration alone: everything here is bounded by it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from relay.config.tree import Affinity, AffinityKind, Config, Route, Strategy, Target
@@ -12,6 +12,8 @@ from relay.exchange import ClientRequest
 from relay.policy import affinity, balance
 from relay.policy.breaker import Breaker, Cause, Health, Healths, Standing, usable
 from relay.policy.credentials import Credential, Credentials, next_credential
+from relay.policy.deadlines import LearnedDeadline
+from relay.policy.hedging import Hedging
 from relay.policy.trial import Trial
 
 MEAN_SHARE: Final = 0.1
@@ -21,7 +23,7 @@ MEAN_SHARE: Final = 0.1
 class Targets:
     """Orders the targets of routes by health, strategy and affinity."""
 
-    __slots__ = ("_credentials", "_healths", "_in_flight", "_known", "_paces", "_turns")
+    __slots__ = ("_credentials", "_healths", "_hedgings", "_in_flight", "_known", "_lessons", "_paces", "_turns")
 
     def __init__(self) -> None:
         self._healths = Healths()
@@ -30,6 +32,9 @@ class Targets:
         self._paces: dict[str, float] = {}
         """Mean seconds to the first content, weighted towards the newest."""
         self._in_flight: dict[str, int] = {}
+        self._lessons: dict[str, tuple[LearnedDeadline, LearnedDeadline]] = {}
+        """Of whole answers and of streams, of the targets whose times anything is made of."""
+        self._hedgings: dict[str, Hedging] = {}
         self._turns: dict[str, balance.Turns] = {}
 
     def order(self, route: Route, request: ClientRequest, now: float, chance: float) -> list[Target]:
@@ -127,6 +132,17 @@ class Targets:
         pace = self._paces.get(name, seconds)
         self._paces[name] = pace + MEAN_SHARE * (seconds - pace)
 
+    def lesson(self, target: Target, request: ClientRequest) -> LearnedDeadline | None:
+        """Return what was learned of the time that answers to such requests take; None where nothing is learned."""
+        if request.body is None:
+            return None
+        both = self._lessons.get(name_of(target)) if self._lessons else None
+        return None if both is None else both[request.is_stream]
+
+    def hedging(self, route: Route) -> Hedging:
+        """Return the count of a route's backup attempts."""
+        return self._hedgings.setdefault(route.name, Hedging())
+
     def standings(self, now: float) -> list[Standing]:
         """Return the health of every target of the configuration; one whose credentials all rest is cooling."""
         found = []
@@ -163,7 +179,7 @@ class Targets:
             credential.account.bring_back(now)
             credential.at(name).bring_back(now)
 
-    def credentials(self, now: float) -> Mapping[str, Mapping[Health, int]]:
+    def credentials(self, now: float) -> Mapping[str, Mapping[str, int]]:
         """Return how many credentials are in which state, by upstream."""
         return self._credentials.counts(now)
 
@@ -175,10 +191,23 @@ class Targets:
         self._credentials.know(config, names)
         self._paces = {name: pace for name, pace in self._paces.items() if name in names}
         self._turns = {name: turns for name, turns in self._turns.items() if name in config.routes}
+        self._hedgings = {name: hedging for name, hedging in self._hedgings.items() if name in config.routes}
+        self._lessons = {
+            name: self._lessons.get(name) or (LearnedDeadline(), LearnedDeadline())
+            for name in {name_of(target) for route in config.routes.values() for target in _learners(route)}
+        }
 
 
 def _credential_rest(credential: Credential, target: str, now: float, *, is_only: bool) -> float:
     return credential.account.rest_left(now) if is_only else credential.rest_left(target, now)
+
+
+def _learners(route: Route) -> Iterator[Target]:
+    """Yield the targets whose times to a first token must be known."""
+    needs_p95 = route.hedge is not None and route.hedge.after is None
+    for target in route.all_targets:
+        if needs_p95 or (target.timeouts or route.timeouts).first_token_auto:
+            yield target
 
 
 def name_of(target: Target) -> str:

@@ -1,7 +1,7 @@
 """Server-sent events on their way to the client: held until the first meaningful one, then passed as they come."""
 
 from relay.errors import Break, ErrorEvent, Malformation, MalformedResponse, StreamBroken, UpstreamError
-from relay.exchange import Operation, Outcome, StreamMeter
+from relay.exchange import MAX_KEPT, STALL_SECONDS, Operation, Outcome, StreamMeter
 from relay.stream.ends import COMMENT_BYTES, HOLD_EVENT_BYTES, BodyEnd, Port, broken, cut_code
 from relay.wire.openai import EventObserver, First
 
@@ -38,6 +38,11 @@ class EventRelay:
         self.feed = self._feed_held
         """Take body bytes with the instant they came: replaced at each stage, so that no stage pays for another's checks."""
 
+    @property
+    def at_boundary(self) -> bool:
+        """Tell whether what was passed ends between two events, and another may follow."""
+        return self._is_committed and self._meter.terminal_at is None and self._observer.at_boundary
+
     def _feed_held(self, data: bytes, now: float) -> None:
         meter = self._meter
         meter.last_byte_at = now
@@ -73,8 +78,11 @@ class EventRelay:
         meter = self._meter
         meter.last_byte_at = now
         meter.bytes_in += len(data)
+        silent_since = meter.last_content_at
         self._observer.feed(data, now)
         self._port.write(data)
+        if now - silent_since > STALL_SECONDS and silent_since and meter.last_content_at == now and len(meter.silences) < MAX_KEPT:
+            meter.silences.append((silent_since, now))
         if meter.terminal_at is not None and self._has_terminator:
             self.feed = self._pass_tail
             self._port.terminal()

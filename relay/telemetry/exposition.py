@@ -4,10 +4,11 @@ Rendering 10,000 series takes some milliseconds, in which no event would pass. S
 it lets the event loop run between two of them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Final
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
@@ -65,6 +66,33 @@ class ProcessPage:
     def render(self, *, is_openmetrics: bool) -> bytes:
         """Return the exposition; as OpenMetrics it ends with the end mark."""
         page: bytes = generate_openmetrics(self._registry) if is_openmetrics else generate_latest(self._registry)  # type: ignore[no-untyped-call]  # the library has no annotation here
+        return page
+
+
+class CrewPage:
+    """The same of several processes, told apart by a label."""
+
+    __slots__ = ("_pids", "_platform")
+
+    def __init__(self, pids: Callable[[], Mapping[str, int]]) -> None:
+        """Ask `pids` at each scrape for the processes, by the value of the label `worker`."""
+        self._pids = pids
+        self._platform = PlatformCollector(registry=None)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the families, as a registry of the library does."""
+        yield from self._platform.collect()
+        families: dict[str, Metric] = {}
+        for worker, pid in self._pids().items():
+            for family in ProcessCollector(pid=partial(int, pid), registry=None).collect():  # empty for one that has ended
+                found = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                for sample in family.samples:
+                    found.add_sample(sample.name, {**sample.labels, "worker": worker}, sample.value)
+        yield from families.values()
+
+    def render(self, *, is_openmetrics: bool) -> bytes:
+        """Return the exposition; as OpenMetrics it ends with the end mark."""
+        page: bytes = generate_openmetrics(self) if is_openmetrics else generate_latest(self)  # type: ignore[no-untyped-call]  # `collect` is all they call
         return page
 
 

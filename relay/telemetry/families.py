@@ -14,6 +14,12 @@ QUEUE_WAITS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 3
 """Waits for a turn, seconds."""
 OVERHEADS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
 """The relay's own time, seconds."""
+WAITS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+"""Waits for a place or for a connection, seconds."""
+LAGS: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
+"""How late the event loop ran, seconds."""
+SIZES: Final = (16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576)
+"""Tokens of a request."""
 
 REQUESTS: Final = Family(
     name="relay_requests_total",
@@ -50,6 +56,22 @@ INTER_TOKEN_LATENCY: Final = Family(
     labels=("route", "upstream"),
     buckets=GAPS,
 )
+TIME_PER_OUTPUT_TOKEN: Final = Family(
+    name="relay_time_per_output_token_seconds",
+    help="(last content - first content) / (output tokens - 1), once per completed stream that reported usage.",
+    labels=("route", "upstream"),
+    buckets=GAPS,
+)
+GAP: Final = Family(
+    name="relay_gap_seconds_total",
+    help="Silence inside streams after their first content, split into upstream, relay and client.",
+    labels=("route", "blame"),
+)
+STALLS: Final = Family(
+    name="relay_stalls_total",
+    help="Gaps of a stream longer than one second, by who caused them.",
+    labels=("route", "blame"),
+)
 REQUEST_DURATION: Final = Family(
     name="relay_request_duration_seconds",
     help="From request fully received to last byte written, by result.",
@@ -67,6 +89,7 @@ TOKENS: Final = Family(
     help="Tokens, by type. cached_input is part of input, and reasoning part of output: never add them up.",
     labels=("route", "upstream", "type", "source"),
 )
+REQUEST_TOKENS: Final = Family(name="relay_request_tokens", help="Tokens per request, by type.", labels=("route", "type"), buckets=SIZES)
 ATTEMPTS: Final = Family(
     name="relay_upstream_attempts_total",
     help="Calls made to an upstream, by result. One client request may make several.",
@@ -82,8 +105,36 @@ FALLBACKS: Final = Family(
     help="Requests that moved on to another upstream, by cause.",
     labels=("route", "from_upstream", "to_upstream", "reason"),
 )
+RETRIES: Final = Family(
+    name="relay_retries_total",
+    help="Attempts made again at the same target, after a wait or with another credential, by cause.",
+    labels=("route", "upstream", "reason"),
+)
+HEDGES: Final = Family(
+    name="relay_hedges_total",
+    help="Backup attempts started beside a slow one, by whether the backup's content came first.",
+    labels=("route", "won"),
+)
 KEY_REQUESTS: Final = Family(name="relay_key_requests_total", help="Client requests finished, by key.", labels=("key", "outcome"))
 KEY_TOKENS: Final = Family(name="relay_key_tokens_total", help="Tokens, by key and type.", labels=("key", "type"))
+KEY_RATE_LIMITED: Final = Family(
+    name="relay_key_rate_limited_total",
+    help="Requests refused by a limit: rpm, tpm, concurrency or budget of the key, with the prefix key_route_ those of the key on "
+    "one route, with route_ those of a route.",
+    labels=("key", "limit"),
+)
+KEY_LIMIT_USED: Final = Family(
+    name="relay_key_limit_used_ratio",
+    help="Share of a key limit used in its current window.",
+    labels=("key", "limit"),
+    merge=Merge.MAX,
+)
+TOKENS_RESERVED: Final = Family(
+    name="relay_tokens_reserved",
+    help="Tokens reserved for requests in flight and not yet settled.",
+    labels=("key",),
+    merge=Merge.MAX,
+)
 FIDELITY: Final = Family(
     name="relay_stream_fidelity_total",
     help='Streams relayed byte for byte (mode="exact") or translated (mode="rewritten"), and why.',
@@ -97,12 +148,30 @@ MALFORMED_EVENTS: Final = Family(
 BACKPRESSURE: Final = Family(
     name="relay_client_backpressure_seconds_total", help="Time streams waited for a slow client to take bytes.", labels=("route",)
 )
-UPSTREAM_IN_FLIGHT: Final = Family(name="relay_upstream_in_flight", help="Calls in flight to an upstream.", labels=("upstream",))
+CONNECT: Final = Family(
+    name="relay_upstream_connect_seconds",
+    help="Time to open a new upstream connection (DNS, TCP and TLS).",
+    labels=("upstream",),
+    buckets=WAITS,
+)
+UPSTREAM_LIMIT_LEFT: Final = Family(
+    name="relay_upstream_ratelimit_remaining_ratio",
+    help="Share of the upstream rate limit left, from its last response headers.",
+    labels=("upstream", "limit"),
+    merge=Merge.MIN,
+)
 CONNECTIONS: Final = Family(name="relay_upstream_connections", help="Open upstream connections, by state.", labels=("upstream", "state"))
+UPSTREAM_IN_FLIGHT: Final = Family(name="relay_upstream_in_flight", help="Calls in flight to an upstream.", labels=("upstream",))
 TARGET_HEALTH: Final = Family(
     name="relay_target_health",
     help="1 for the health state the target is in (healthy, cooling, probing), else 0.",
     labels=("route", "upstream", "target", "state"),
+    merge=Merge.MAX,
+)
+CREDENTIALS: Final = Family(
+    name="relay_upstream_credentials",
+    help="Credentials of an upstream by state: healthy, cooling (refused or throttled of late), probing.",
+    labels=("upstream", "state"),
     merge=Merge.MAX,
 )
 VIOLATIONS: Final = Family(
@@ -110,6 +179,7 @@ VIOLATIONS: Final = Family(
     help="Times an accounting identity of the relay did not hold. Anything but 0 is a bug.",
     labels=("invariant",),
 )
+LOOP_LAG: Final = Family(name="relay_event_loop_lag_seconds", help="How late a 100 ms timer of the event loop ran.", buckets=LAGS)
 RELOAD_SUCCESSFUL: Final = Family(
     name="relay_config_last_reload_successful", help="Whether the last configuration load succeeded.", merge=Merge.MAX
 )
@@ -125,6 +195,13 @@ LABEL_OVERFLOW: Final = Family(
     labels=("label",),
 )
 LOG_DROPPED: Final = Family(name="relay_log_events_dropped_total", help="Log events dropped because the log writer was behind.")
+
+WORKERS: Final = Family(name="relay_workers", help="Worker processes, by state; none with a single process.", labels=("state",))
+WORKER_EXITS: Final = Family(
+    name="relay_worker_exits_total",
+    help="Worker processes that ended, by reason: exit (by themselves), error (with an error code) or killed (by a signal).",
+    labels=("reason",),
+)
 
 
 def all_families() -> tuple[Family, ...]:

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from datetime import UTC, datetime
 from typing import Any, BinaryIO, Final
 
@@ -22,13 +22,17 @@ QUEUE_LINES: Final = 10_000
 BATCH_SECONDS: Final = 0.01
 """How long the writer waits for more lines before it writes."""
 MAX_VALUE: Final = 512
+PIPE_BYTES: Final = 4096
+"""What Linux writes into a pipe without mixing it with what others write (PIPE_BUF); POSIX promises 512."""
 
 
 class LogWriter:
     """Writes lines in a thread of its own, in batches: a thread that wakes for each line would take turns with the streams."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, *, is_shared: bool = False) -> None:
+        """Write to `file`; when it `is_shared` with other processes, in pieces that a pipe does not mix with theirs."""
         self.dropped = 0
+        self._is_shared = is_shared
         self._file = file
         self._lines: deque[bytes] = deque()
         self._is_closing = False
@@ -60,12 +64,28 @@ class LogWriter:
             lines = [self._lines.popleft() for _ in range(len(self._lines))]
             if not lines:
                 continue
-            lines.append(b"")
-            try:
-                self._file.write(b"\n".join(lines))
-                self._file.flush()
-            except (OSError, ValueError):
-                self.dropped += len(lines) - 1
+            for piece in _pieces(lines) if self._is_shared else (lines,):
+                self._write(piece)
+
+    def _write(self, lines: list[bytes]) -> None:
+        try:
+            self._file.write(b"\n".join([*lines, b""]))
+            self._file.flush()
+        except (OSError, ValueError):
+            self.dropped += len(lines)
+
+
+def _pieces(lines: list[bytes]) -> Iterator[list[bytes]]:
+    """Yield lines together as long as a pipe takes them as one; a single longer line stays whole and takes its chance."""
+    piece: list[bytes] = []
+    size = 0
+    for line in lines:
+        if piece and size + len(line) + 1 > PIPE_BYTES:
+            yield piece
+            piece, size = [], 0
+        piece.append(line)
+        size += len(line) + 1
+    yield piece
 
 
 class _Bound:
@@ -86,7 +106,7 @@ Line = Callable[[dict[str, Any]], None]
 """Writes one `request` event with these fields."""
 
 
-def make_request_line(writer: LogWriter, log: Any, *, is_terminal: bool) -> Line:
+def make_request_line(writer: LogWriter, log: Any, *, is_terminal: bool, worker: int | None = None) -> Line:
     """Return what writes the canonical line: straight to the writer as JSON, since every request pays for it."""
     if is_terminal:
         return lambda fields: log.info(**fields)
@@ -98,19 +118,21 @@ def make_request_line(writer: LogWriter, log: Any, *, is_terminal: bool) -> Line
                 fields[name] = _visible(value)
         fields["level"] = "info"
         fields["ts"] = datetime.now(UTC).isoformat()
+        if worker is not None:
+            fields["worker"] = worker
         writer.put(_json_line(fields))
 
     return write
 
 
-def make_logger(writer: LogWriter, *, is_terminal: bool) -> Any:
-    """Return a structlog logger that renders for people on a terminal, and as JSON elsewhere."""
+def make_logger(writer: LogWriter, *, is_terminal: bool, worker: int | None = None) -> Any:
+    """Return a structlog logger that renders for people on a terminal, and as JSON elsewhere; lines carry the number of the `worker`."""
     renderer: Any
     if is_terminal:
         renderer = structlog.dev.ConsoleRenderer(colors=sys.platform != "win32", sort_keys=False)
     else:
         renderer = structlog.processors.JSONRenderer(serializer=_encode)
-    return structlog.wrap_logger(
+    log = structlog.wrap_logger(
         _Bound(writer),
         processors=[
             structlog.processors.add_log_level,
@@ -121,6 +143,7 @@ def make_logger(writer: LogWriter, *, is_terminal: bool) -> Any:
         ],
         wrapper_class=structlog.make_filtering_bound_logger(20),
     )
+    return log if worker is None else log.bind(worker=worker)
 
 
 _json_line: Final = msgspec.json.Encoder(enc_hook=repr).encode
@@ -157,6 +180,10 @@ class RequestLog:
     def routed(self, exchange: Exchange) -> None:
         """Write nothing."""
 
+    def violated(self, identity: str) -> None:
+        """Write that the relay's own accounts are wrong."""
+        self._log.error("invariant_violated", invariant=identity)
+
     def crashed(self, exchange: Exchange, error: BaseException) -> None:
         """Write a bug of ours with its stack."""
         self._log.error("internal_error", request_id=exchange.request.id, exc_info=error)
@@ -188,6 +215,7 @@ def _request_fields(summary: Summary) -> dict[str, Any]:
     request = summary.request
     usage = summary.usage
     last = summary.attempts[-1] if summary.attempts else None
+    gaps = summary.gaps
     return {
         "event": "request",
         "request_id": request.id,
@@ -205,12 +233,15 @@ def _request_fields(summary: Summary) -> dict[str, Any]:
         "upstream_status": last.head.status if last is not None and last.head is not None else None,
         "ttft_ms": _ms(summary.ttft_seconds),
         "duration_ms": _ms(summary.duration_seconds),
-        "queue_ms": _ms(summary.queue_seconds),
-        "overhead_ms": _ms(summary.overhead_seconds),
+        "queue_ms": _ms(summary.queued_seconds),
+        "overhead_ms": None if summary.overhead is None else _ms(summary.overhead.seconds),
+        "clocks_ms": _clocks(summary),
+        "gaps_ms": None if gaps is None else {"upstream": _ms(gaps.upstream), "relay": _ms(gaps.relay), "client": _ms(gaps.client)},
+        "stalls": None if gaps is None else [blame.value for blame in gaps.stalls],
         "tokens_in": usage.input if usage is not None else None,
         "tokens_out": usage.output if usage is not None else None,
         "tokens_cached": usage.cached if usage is not None else None,
-        "tokens_source": "reported" if usage is not None else None,
+        "tokens_source": summary.usage_source.value if summary.usage_source is not None else None,
         "finish_reason": summary.finish_reason,
         "bytes_out": summary.bytes_out,
         "client_ip": request.client_ip,
@@ -220,13 +251,34 @@ def _request_fields(summary: Summary) -> dict[str, Any]:
 def _phase(summary: Summary) -> str:
     """Tell how far the exchange had come when it ended."""
     if not summary.attempts:
-        return "queue" if summary.queue_seconds else "request"
+        return "queue" if summary.queued_seconds else "request"
     last = summary.attempts[-1]
     if last.sent_at is None:
         return "connect"
     if summary.outcome is Outcome.COMPLETE:
         return "done"
     return "wait" if summary.bytes_out == 0 else "stream"
+
+
+def _clocks(summary: Summary) -> dict[str, float] | None:
+    """Return when things happened, counted from the request's last byte; of the attempts the one that answered."""
+    if not summary.attempts:
+        return None
+    last = summary.attempts[-1]
+    meter = last.meter
+    begun_at = summary.request.received_at
+    instants = (
+        ("admitted", summary.admitted_at),
+        ("sent", last.sent_at),
+        ("head", last.head.received_at if last.head is not None else None),
+        ("first_event", meter.first_event_at),
+        ("first_reasoning", meter.first_reasoning_at),
+        ("first_content", meter.first_content_at),
+        ("first_content_written", summary.first_content_written_at),
+        ("last_content", meter.last_content_at or None),
+        ("terminal", meter.terminal_at),
+    )
+    return {name: round((at - begun_at) * 1000, 3) for name, at in instants if at is not None}
 
 
 def _ms(seconds: float | None) -> float | None:

@@ -5,30 +5,35 @@ sets or names from the configuration, the latter capped, so no request can mint 
 """
 
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from relay.config.tree import Config
-from relay.exchange import BAD, GOOD, Attempt, AttemptResult, Exchange, Outcome, Summary
+from relay.exchange import BAD, GOOD, Attempt, AttemptResult, Blame, Exchange, Outcome, Summary
 from relay.telemetry import families as f
 from relay.telemetry.exposition import OPENMETRICS, TEXT, ProcessPage, expose, wants_openmetrics
+from relay.telemetry.quotas import shares_left
 from relay.telemetry.registry import OTHER, Number, Registry
 
 NO_ROUTE: Final = "_none"
 """The route label of exchanges that ended before one was found."""
+NO_KEY: Final = "_none"
+"""The key label of callers without one, whom only a route's limits hold back."""
 HEALTH_STATES: Final = ("healthy", "cooling", "probing")
 INVARIANTS: Final = ("ended_is_at_most_started", "open_is_in_flight")
 
 Connections = dict[str, tuple[int, int]]
 """Idle and open connections, by upstream."""
+Credentials = Mapping[str, Mapping[str, int]]
+"""How many credentials are in which state, by upstream."""
 
 
 class Metrics:
     """The registry and everything in it: a `gateway.Observer`."""
 
     __slots__ = (
-        "_calls",
         "_connections",
+        "_credentials",
         "_dropped",
         "_dropped_seen",
         "_ended",
@@ -36,12 +41,15 @@ class Metrics:
         "_open",
         "_process",
         "_queued",
+        "_reserved",
         "_routes",
+        "_shares",
         "_standings",
         "_standings_seen",
         "_started",
         "_targets",
         "_upstreams",
+        "lagged",
         "registry",
     )
 
@@ -53,21 +61,29 @@ class Metrics:
         connections: Callable[[], Connections],
         dropped: Callable[[], int],
         standings: Callable[[], Sequence[tuple[str, str]]] = list,
-        calls: Callable[[], Mapping[str, int]] = dict,
+        credentials: Callable[[], Credentials] = dict,
         queued: Callable[[], Mapping[str, int]] = dict,
+        shares: Callable[[], Iterable[tuple[str, str, float]]] = list,
+        reserved: Callable[[], Mapping[str, int]] = dict,
+        identities: Sequence[str] = (),
     ) -> None:
-        """Count for `config`.
-
-        Asked at each scrape: `connections`, `dropped` (log lines), `standings` (targets and their states), `calls` in flight by upstream,
-        and requests `queued` by route.
+        """Count for `config`. Asked at each scrape: `connections`, `dropped` (log lines), `standings` (targets and their states),
+        `credentials`, requests `queued` by route, `shares` (key, limit, what is used of it) and `reserved` (tokens by key).
+        `identities` may be `violated`.
         """
-        self.registry = registry = Registry(f.all_families(), cap=config.metrics.label_values)
+        self.registry = registry = Registry(
+            f.all_families(), bounds={f.TIME_TO_FIRST_TOKEN: config.metrics.slo.ttft}, cap=config.metrics.label_values
+        )
+        self.lagged = registry.histogram(f.LOOP_LAG).observe
+        """Takes how late the event loop ran, in seconds."""
         self._process = ProcessPage()
         self._connections = connections
-        self._calls = calls
         self._queued = queued
         self._dropped = dropped
         self._standings = standings
+        self._credentials = credentials
+        self._shares = shares
+        self._reserved = reserved
         self._standings_seen: dict[str, str] = {}
         self._targets: dict[str, list[tuple[str, str]]] = {}
         """Route and upstream of each place a target has, by the target's name."""
@@ -82,7 +98,7 @@ class Metrics:
         """Routes that the configuration has no more, and that still serve."""
         registry.number(f.BUILD, version, platform.python_version()).set(1)
         registry.number(f.LOG_DROPPED)
-        for invariant in INVARIANTS:
+        for invariant in (*INVARIANTS, *identities):
             registry.number(f.VIOLATIONS, invariant)
         self.know(config)
 
@@ -103,6 +119,12 @@ class Metrics:
                     number(f.REQUESTS, "chat", route, stream, _USUAL_CODE[outcome], outcome.value)
         for name, configured in config.routes.items():
             route = fold("route", name)
+            for won in ("true", "false") if configured.hedge is not None else ():
+                number(f.HEDGES, route, won)
+            number(f.BACKPRESSURE, route)
+            for blame in Blame:
+                number(f.GAP, route, blame.value)
+                number(f.STALLS, route, blame.value)
             for target in configured.all_targets:
                 upstream = fold("upstream", target.upstream.name)
                 self._targets.setdefault(target.name, []).append((route, upstream))
@@ -124,6 +146,10 @@ class Metrics:
         if is_good:
             self.registry.number(f.RELOAD_TIME).set(unix_time)
 
+    def connected(self, upstream: str, seconds: float) -> None:
+        """Take note of how long a new connection took."""
+        self.registry.histogram(f.CONNECT, self.registry.fold("upstream", upstream)).observe(seconds)
+
     # gateway.Observer
 
     def began(self) -> None:
@@ -141,6 +167,10 @@ class Metrics:
             f.IN_FLIGHT, self.registry.fold("route", name), _flag(exchange.request.is_stream)
         )
         gauge.inc()
+
+    def violated(self, identity: str) -> None:
+        """Count that an accounting identity does not hold."""
+        self.registry.number(f.VIOLATIONS, identity).inc()
 
     def crashed(self, exchange: Exchange, error: BaseException) -> None:
         """Do nothing: the outcome says it."""
@@ -166,8 +196,11 @@ class Metrics:
         registry.histogram(f.REQUEST_DURATION, operation, route, stream, _RESULTS[outcome]).observe(summary.duration_seconds)
         if summary.request.key is not None:
             registry.number(f.KEY_REQUESTS, registry.fold("key", summary.request.key.name), outcome).inc()
-        if summary.queue_seconds:
-            registry.histogram(f.QUEUE_WAIT, route).observe(summary.queue_seconds)
+        if summary.queued_seconds:
+            registry.histogram(f.QUEUE_WAIT, route).observe(summary.queued_seconds)
+        if summary.refused_by is not None:
+            name = NO_KEY if summary.request.key is None else registry.fold("key", summary.request.key.name)
+            registry.number(f.KEY_RATE_LIMITED, name, summary.refused_by).inc()
         if summary.attempts:
             upstream = registry.fold("upstream", summary.upstream or "")
             self._observe_attempts(summary, route)
@@ -189,8 +222,20 @@ class Metrics:
             number(f.ATTEMPTS, route, upstream, (attempt.result or AttemptResult.CANCELLED).value).inc()
             if attempt.is_resend:
                 number(f.RESENDS, upstream).inc()
-            elif previous is not None and previous.result is not None:
-                number(f.FALLBACKS, route, fold("upstream", previous.target.upstream.name), upstream, previous.result.value).inc()
+            elif previous is not None and previous.result not in (None, AttemptResult.CANCELLED):
+                # One that was cancelled did not fail: another was quicker.
+                if previous.target.name == attempt.target.name:
+                    number(f.RETRIES, route, upstream, previous.result.value).inc()
+                else:
+                    number(f.FALLBACKS, route, fold("upstream", previous.target.upstream.name), upstream, previous.result.value).inc()
+            if attempt.hedge_won is not None:
+                number(f.HEDGES, route, _flag(attempt.hedge_won)).inc()
+            first = attempt.meter.first_content_at
+            if first is not None and attempt.sent_at is not None:
+                self.registry.histogram(f.UPSTREAM_TIME_TO_FIRST_TOKEN, upstream).observe(first - attempt.sent_at)
+            if attempt.head is not None:
+                for limit, share in shares_left(attempt.head.headers).items():
+                    number(f.UPSTREAM_LIMIT_LEFT, upstream, limit).set(share)
             unread = attempt.meter.malformed_events + attempt.meter.oversized_events
             if unread:
                 number(f.MALFORMED_EVENTS, upstream).inc(unread)
@@ -198,22 +243,35 @@ class Metrics:
 
     def _observe_times(self, summary: Summary, route: str, upstream: str) -> None:
         number, histogram = self.registry.number, self.registry.histogram
-        if summary.overhead_seconds is not None:
-            histogram(f.OVERHEAD, "request").observe(summary.overhead_seconds)
+        if summary.overhead is not None:
+            for phase, seconds in (
+                ("request", summary.overhead.request),
+                ("event", summary.overhead.event),
+                ("finish", summary.overhead.finish),
+            ):
+                if seconds is not None:
+                    histogram(f.OVERHEAD, phase).observe(seconds)
+        if summary.gaps is not None:
+            number(f.GAP, route, "upstream").inc(summary.gaps.upstream)
+            number(f.GAP, route, "relay").inc(summary.gaps.relay)
+            number(f.GAP, route, "client").inc(summary.gaps.client)
+            for blame in summary.gaps.stalls:
+                number(f.STALLS, route, blame.value).inc()
         if summary.backpressure_seconds:
             number(f.BACKPRESSURE, route).inc(summary.backpressure_seconds)
         if summary.ttft_seconds is not None:
             histogram(f.TIME_TO_FIRST_TOKEN, route, upstream).observe(summary.ttft_seconds)
             number(f.FIDELITY, route, "exact" if summary.rewritten is None else "rewritten", summary.rewritten or "").inc()
-        if summary.upstream_ttft_seconds is not None:
-            histogram(f.UPSTREAM_TIME_TO_FIRST_TOKEN, upstream).observe(summary.upstream_ttft_seconds)
         if summary.inter_token_seconds is not None:
             histogram(f.INTER_TOKEN_LATENCY, route, upstream).observe(summary.inter_token_seconds)
+        if summary.token_seconds is not None:
+            histogram(f.TIME_PER_OUTPUT_TOKEN, route, upstream).observe(summary.token_seconds)
 
     def _observe_tokens(self, summary: Summary, route: str, upstream: str) -> None:
         usage = summary.usage
-        if usage is None:
+        if usage is None or summary.usage_source is None:
             return
+        source = summary.usage_source.value
         number = self.registry.number
         key = None if summary.request.key is None else self.registry.fold("key", summary.request.key.name)
         for kind, amount in (
@@ -222,8 +280,10 @@ class Metrics:
             ("cached_input", usage.cached),
             ("reasoning", usage.reasoning),
         ):
+            if kind in ("input", "output"):
+                self.registry.histogram(f.REQUEST_TOKENS, route, kind).observe(amount)
             if amount:
-                number(f.TOKENS, route, upstream, kind, "reported").inc(amount)
+                number(f.TOKENS, route, upstream, kind, source).inc(amount)
                 if key is not None:
                     number(f.KEY_TOKENS, key, kind).inc(amount)
 
@@ -247,12 +307,16 @@ class Metrics:
     def _refresh(self) -> None:
         """Take over what others count."""
         number = self.registry.number
+        self.registry.clear(f.CONNECTIONS)
+        self.registry.clear(f.UPSTREAM_IN_FLIGHT)
         for upstream, (idle, opened) in self._connections().items():
-            name = self.registry.fold("upstream", upstream)
-            number(f.CONNECTIONS, name, "idle").set(idle)
-            number(f.CONNECTIONS, name, "active").set(max(opened - idle, 0))
-        for upstream, count in self._calls().items():
-            number(f.UPSTREAM_IN_FLIGHT, self.registry.fold("upstream", upstream)).set(count)
+            if opened or upstream in self._upstreams:
+                name = self.registry.fold("upstream", upstream)
+                # A connection carries one call at a time.
+                active = max(opened - idle, 0)
+                number(f.CONNECTIONS, name, "idle").inc(idle)
+                number(f.CONNECTIONS, name, "active").inc(active)
+                number(f.UPSTREAM_IN_FLIGHT, name).inc(active)
         for route, count in self._queued().items():
             number(f.QUEUED, self.registry.fold("route", route)).set(count)
         for target, current in self._standings():
@@ -261,10 +325,35 @@ class Metrics:
                 for route, upstream in self._targets.get(target, ()):
                     for state in HEALTH_STATES:
                         number(f.TARGET_HEALTH, route, upstream, target, state).set(1 if state == current else 0)
+        self._refresh_credentials()
+        self._refresh_limits()
         dropped = self._dropped()
         number(f.LOG_DROPPED).inc(dropped - self._dropped_seen)
         self._dropped_seen = dropped
         self._count_overflow()
+
+    def _refresh_credentials(self) -> None:
+        self.registry.clear(f.CREDENTIALS)
+        for upstream, counts in self._credentials().items():
+            for health, count in counts.items():
+                self.registry.number(f.CREDENTIALS, self.registry.fold("upstream", upstream), health).inc(count)
+
+    def _refresh_limits(self) -> None:
+        """Tell how the limits stand; of keys that share a label the one nearest to its limit."""
+        fold = self.registry.fold
+        shares: dict[tuple[str, str], float] = {}
+        for key, limit, share in self._shares():
+            labels = (fold("key", key), limit)
+            shares[labels] = max(share, shares.get(labels, 0.0))
+        tokens: dict[str, int] = {}
+        for key, amount in self._reserved().items():
+            tokens[fold("key", key)] = tokens.get(fold("key", key), 0) + amount
+        self.registry.clear(f.KEY_LIMIT_USED)
+        self.registry.clear(f.TOKENS_RESERVED)
+        for labels, share in shares.items():
+            self.registry.number(f.KEY_LIMIT_USED, *labels).set(share)
+        for name, amount in tokens.items():
+            self.registry.number(f.TOKENS_RESERVED, name).set(amount)
 
     def _count_overflow(self) -> None:
         for label, count in self.registry.overflow.items():

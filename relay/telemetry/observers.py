@@ -18,6 +18,9 @@ class Observer(Protocol):
     def ended(self, exchange: Exchange, summary: Summary) -> None:
         """It is over: called exactly once."""
 
+    def violated(self, identity: str) -> None:
+        """An accounting identity of this name does not hold."""
+
     def crashed(self, exchange: Exchange, error: BaseException) -> None:
         """A bug of ours ended it."""
 
@@ -49,3 +52,8 @@ class Observers:
         """A bug of ours ended it."""
         for observer in self._observers:
             observer.crashed(exchange, error)
+
+    def violated(self, identity: str) -> None:
+        """An accounting identity does not hold."""
+        for observer in self._observers:
+            observer.violated(identity)

@@ -2,7 +2,7 @@
 
 A series is looked up by its label values once and then kept by whoever counts with it. What several processes counted is
 one sum: each dumps its registry in pieces, and another registry takes the pieces in. Counters and histograms add up, gauges
-add up or keep the largest, as their family says; of a process that is gone only what was counted is kept, its gauges are
+add up or keep the largest or the smallest, as their family says; of a process that is gone only what was counted is kept, its gauges are
 over. Dumps and expositions come in slices of at most SLICE_SERIES series or SLICE_LINES lines, so that an event loop can
 pass events in between.
 """
@@ -34,6 +34,7 @@ class Merge(Enum):
 
     SUM = "sum"
     MAX = "max"
+    MIN = "min"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -215,11 +216,13 @@ class Registry:
             for labels, reading in block.series:
                 if not isinstance(reading, float):
                     self.histogram(family, *labels).add(block.bounds, *reading)
-                elif family.merge is Merge.MAX and family.kind is Kind.GAUGE:
-                    number = self.number(family, *labels)
-                    number.value = max(number.value, reading)
-                else:
+                elif family.merge is Merge.SUM or family.kind is Kind.COUNTER:
                     self.number(family, *labels).value += reading
+                elif labels in self._series[family]:
+                    number = self.number(family, *labels)
+                    number.value = max(number.value, reading) if family.merge is Merge.MAX else min(number.value, reading)
+                else:
+                    self.number(family, *labels).value = reading
 
 
 def _reading(series: Series) -> float | tuple[list[int], float]:

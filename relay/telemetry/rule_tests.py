@@ -91,6 +91,11 @@ def _states() -> Document:
         'relay_target_health{instance="a", target="openai/y", state="healthy"}': "1x20",
         'relay_config_last_reload_successful{instance="a"}': "1x4 0x16",
         'relay_invariant_violations_total{instance="a", invariant="open_is_in_flight"}': "0x9 1x11",
+        'relay_event_loop_lag_seconds_bucket{instance="a", le="0.1"}': "0+10x20",
+        'relay_event_loop_lag_seconds_bucket{instance="a", le="0.25"}': "0+11x20",
+        'relay_event_loop_lag_seconds_bucket{instance="a", le="+Inf"}': "0+11x20",
+        'relay_event_loop_lag_seconds_bucket{instance="b", le="0.1"}': "0+11x20",
+        'relay_event_loop_lag_seconds_bucket{instance="b", le="+Inf"}': "0+11x20",
         'up{job="relay", instance="a"}': "1x20",
         'up{job="relay", instance="b"}': "0x20",
     }
@@ -103,6 +108,8 @@ def _states() -> Document:
         [
             (4, "RelayTargetCooling", []),
             (6, "RelayTargetCooling", [cooling]),
+            (3, "RelayEventLoopBlocked", []),
+            (15, "RelayEventLoopBlocked", [({"severity": "ticket", "instance": "a"}, {"instance": "a"})]),
             (4, "RelayConfigReloadFailed", []),
             (7, "RelayConfigReloadFailed", [refused]),
             (9, "RelayInvariantViolated", []),

@@ -136,6 +136,14 @@ def _state_alerts() -> list[Document]:
             "cooldown",
         ),
         _alert(
+            "RelayEventLoopBlocked",
+            "histogram_quantile(0.99, sum by (instance, le) (rate(relay_event_loop_lag_seconds_bucket[5m]))) > 0.1",
+            "5m",
+            "ticket",
+            "The event loop of {{ $labels.instance }} runs late",
+            "loop-lag",
+        ),
+        _alert(
             "RelayConfigReloadFailed",
             "relay_config_last_reload_successful == 0",
             "1m",

@@ -21,6 +21,8 @@ _HOST: Final = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=\-]+(:\d{1,5})?|\[[0-9A-Fa
 _JSON: Final = (b"content-type", b"application/json")
 _EXPOSED: Final = (
     b"x-request-id, x-relay-request-id, x-relay-route, x-relay-upstream, x-relay-attempts, x-relay-error, retry-after, retry-after-ms"
+    b", x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests"
+    b", x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
 )
 
 Page = Callable[[Headers], Awaitable[tuple[int, bytes, bytes]]]
@@ -129,15 +131,15 @@ class HttpArrival:
 class Downstream:
     """Answers the requests of one listener."""
 
-    __slots__ = ("_admin", "_gateway", "_is_api", "_pages", "_server", "_trusted")
+    __slots__ = ("_admin", "_gateway", "_pages", "_server", "_trusted")
 
-    def __init__(
-        self, gateway: Gateway, server: Server, pages: dict[str, Page], *, is_api: bool = True, admin: Admin | None = None
-    ) -> None:
-        """Send /v1 to `gateway` if this listener `is_api`; `pages` are the relay's own paths, `admin` has those below /admin/."""
+    def __init__(self, gateway: Gateway | None, server: Server, pages: dict[str, Page], *, admin: Admin | None = None) -> None:
+        """Send /v1 to `gateway`, None for a listener that only tells about the relay.
+
+        `pages` are the relay's own paths; `admin` has those below /admin/, where there is one.
+        """
         self._admin = admin
         self._gateway = gateway
-        self._is_api = is_api
         self._server = server
         self._pages = pages
         self._trusted = tuple(ipaddress.ip_network(entry, strict=False) for entry in server.trusted_proxies)
@@ -153,7 +155,7 @@ class Downstream:
             protocol,
             is_head=arrival.method == "HEAD",
             has_chunks=arrival.is_http11,
-            keep_alive=not incoming.message.should_close and arrival.fault is None and not (self._is_api and self._gateway.is_draining),
+            keep_alive=not incoming.message.should_close and arrival.fault is None and not self._is_last,
             write_seconds=30.0,
             cors=cors,
             is_request_whole=incoming.payload.is_eof,
@@ -168,13 +170,17 @@ class Downstream:
         finally:
             sink.release()
         is_read = incoming.payload.is_eof()
-        is_last = self._is_api and self._gateway.is_draining
-        return Sent(keep_alive=sink.keep_alive and is_read and not sink.is_closed and not is_last)
+        return Sent(keep_alive=sink.keep_alive and is_read and not sink.is_closed and not self._is_last)
+
+    @property
+    def _is_last(self) -> bool:
+        """Whether this request is the last of its connection, because no more are taken."""
+        return self._gateway is not None and self._gateway.is_draining
 
     async def _answer(self, arrival: HttpArrival, sink: ClientSink, *, is_preflight: bool) -> None:
         if is_preflight and header(arrival.headers, b"access-control-request-method") is not None:
             sink.answer(204, _preflight(arrival.headers), b"")
-        elif self._is_api and (arrival.path.startswith("/v1/") or arrival.path == "/v1"):
+        elif self._gateway is not None and (arrival.path.startswith("/v1/") or arrival.path == "/v1"):
             await self._gateway.serve(arrival, sink)
         elif self._admin is not None and arrival.path.startswith("/admin/"):
             await self._admin.answer(arrival, sink)

@@ -14,18 +14,20 @@ import socket
 import struct
 import termios
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from http import HTTPStatus
 from time import monotonic
 from typing import Final, Protocol
 
-from relay.exchange import Exchange, Framing, ResponseHead, header
+from relay.exchange import MAX_KEPT, Exchange, Framing, ResponseHead, header
 from relay.ports import Call
 from relay.wire.headers import headers_down
 
 _STATUS_LINES: Final = {status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode("ascii")) for status in HTTPStatus}
 _RESET: Final = struct.pack("ii", 1, 0)
+PAUSE_SECONDS: Final = 0.1
+"""Shorter pauses can make no stall, and a slow client has thousands of them."""
 NO_BODY: Final = frozenset({204, 304})
 
 
@@ -79,6 +81,7 @@ class ClientSink:
         "is_open",
         "is_paused",
         "keep_alive",
+        "pauses",
         "write",
         "write_seconds",
     )
@@ -118,6 +121,8 @@ class ClientSink:
         self.has_stalled = False
         self.bytes_out = 0
         self.backpressure_seconds = 0.0
+        self.pauses: list[tuple[float, float]] = []
+        """When the client took nothing for longer than PAUSE_SECONDS."""
         self.write: Callable[[bytes], None] = self._write_raw
 
     # Writing
@@ -137,7 +142,7 @@ class ClientSink:
 
     def open(self, exchange: Exchange, head: ResponseHead, first: bytes) -> None:
         """Send the filtered response head of an upstream together with `first`."""
-        lines = [b"%b: %b" % pair for pair in headers_down(head.headers)]
+        lines = _head_lines(exchange, head)
         lines += [b"%b: %b" % pair for pair in self._relay_headers(exchange, head)]
         framing = self._frame(head, is_stream=exchange.request.is_stream)
         if framing is not None:
@@ -150,7 +155,7 @@ class ClientSink:
 
     def switch(self, exchange: Exchange, head: ResponseHead, first: bytes, take: Callable[[bytes], None]) -> None:
         """Leave HTTP: send an upstream's 101 and `first`; from now on what the client sends goes to `take`."""
-        lines = [b"%b: %b" % pair for pair in headers_down(head.headers)]
+        lines = _head_lines(exchange, head)
         lines += [b"Connection: Upgrade", b"Upgrade: websocket", b"x-relay-request-id: %b" % exchange.request.id.encode("ascii")]
         self.write = self._write_raw
         self.keep_alive = True
@@ -190,17 +195,17 @@ class ClientSink:
 
     def _relay_headers(self, exchange: Exchange, head: ResponseHead) -> list[tuple[bytes, bytes]]:
         request_id = exchange.request.id.encode("ascii")
-        attempt = exchange.attempts[-1]
         lines = [
             (b"x-relay-request-id", request_id),
             (b"x-relay-route", header_name(exchange.route.name if exchange.route is not None else "")),
-            (b"x-relay-upstream", header_name(attempt.target.upstream.name)),
-            (b"x-relay-attempts", b"%d" % len(exchange.attempts)),
         ]
+        if not exchange.is_begun_early:
+            lines.append((b"x-relay-upstream", header_name(exchange.attempts[-1].target.upstream.name)))
+            lines.append((b"x-relay-attempts", b"%d" % len(exchange.attempts)))
         if header(head.headers, b"x-request-id") is None:
             lines.append((b"x-request-id", request_id))
-        if header(head.headers, b"x-should-retry") is None:
-            lines += [(name.encode("ascii"), value.encode("ascii")) for name, value in exchange.advice.items()]
+        if exchange.advice:
+            lines += _advice(exchange.advice, head)
         if head.is_event_stream:
             # Proxies in front must not collect events (nginx reads this one).
             lines.append((b"x-accel-buffering", b"no"))
@@ -308,9 +313,18 @@ class ClientSink:
             self._timer.cancel()
             self._timer = None
 
+    def account(self) -> None:
+        """Count the part of a pause that has passed already."""
+        if self._paused_at:
+            self._account_pause()
+            self._paused_at = monotonic()
+
     def _account_pause(self) -> None:
         if self._paused_at:
-            self.backpressure_seconds += monotonic() - self._paused_at
+            now = monotonic()
+            self.backpressure_seconds += now - self._paused_at
+            if now - self._paused_at > PAUSE_SECONDS and len(self.pauses) < MAX_KEPT:
+                self.pauses.append((self._paused_at, now))
             self._paused_at = 0.0
 
 
@@ -326,7 +340,27 @@ def _in_kernel(sock: socket.socket | None) -> int:
     return count[0]
 
 
+def _head_lines(exchange: Exchange, head: ResponseHead) -> list[bytes]:
+    """Return the upstream's lines that pass; how the caller's own limits stand takes the place of how the relay's account does."""
+    lines = headers_down(head.headers)
+    if exchange.limit_headers:
+        own = {name for name, _ in exchange.limit_headers}
+        lines = [pair for pair in lines if pair[0].lower() not in own]
+        lines += exchange.limit_headers
+    return [b"%b: %b" % pair for pair in lines]
+
+
 @lru_cache(1024)
 def header_name(name: str) -> bytes:
     """Encode a configured name for a header line: printable ASCII, anything else as `?`."""
     return bytes(byte if 0x20 < byte < 0x7F else 0x3F for byte in name.encode("utf-8"))
+
+
+def _advice(advice: Mapping[str, str], head: ResponseHead) -> list[tuple[bytes, bytes]]:
+    """Return what an SDK is told about trying again, as far as the upstream has not told it already."""
+    if header(head.headers, b"x-should-retry") is not None:
+        return []
+    says_when = header(head.headers, b"retry-after") is not None or header(head.headers, b"retry-after-ms") is not None
+    if says_when and "retry-after" in advice:
+        return []
+    return [(name.encode("ascii"), value.encode("ascii")) for name, value in advice.items()]

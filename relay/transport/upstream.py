@@ -8,6 +8,7 @@ are dropped before the usual server's keep-alive time runs out.
 import asyncio
 import ssl
 from collections import deque
+from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
@@ -20,14 +21,17 @@ from relay.transport.dial import Dialer
 IDLE_SECONDS: Final = 15.0
 MAX_IDLE: Final = 512
 
+OnConnect = Callable[[str, float], None]
+
 
 class Pool:
     """The connections to one upstream."""
 
-    __slots__ = ("_dialer", "_idle", "_is_retired", "_open", "_sweep", "upstream")
+    __slots__ = ("_dialer", "_idle", "_is_retired", "_on_connect", "_open", "_sweep", "upstream")
 
-    def __init__(self, upstream: Upstream, contexts: dict[str | None, ssl.SSLContext]) -> None:
+    def __init__(self, upstream: Upstream, contexts: dict[str | None, ssl.SSLContext], on_connect: OnConnect | None = None) -> None:
         """Connect to `upstream`; `contexts` are the TLS contexts of all pools, by CA file."""
+        self._on_connect = on_connect
         self.upstream = upstream
         self._dialer = Dialer(upstream, contexts)
         self._idle: deque[Connection] = deque()
@@ -47,7 +51,10 @@ class Pool:
 
     async def dial(self, seconds: float) -> Connection:
         """Open a connection. Raises ConnectFailed."""
+        begun_at = monotonic()
         connection = await self._dialer.dial(self, seconds)
+        if self._on_connect is not None:
+            self._on_connect(self.upstream.name, monotonic() - begun_at)
         self._open.add(connection)
         return connection
 
@@ -102,9 +109,11 @@ class Pool:
 class UpstreamPools:
     """The pools of all upstreams: `forward.Upstreams` over sockets."""
 
-    __slots__ = ("_contexts", "_pools")
+    __slots__ = ("_contexts", "_on_connect", "_pools")
 
-    def __init__(self) -> None:
+    def __init__(self, on_connect: OnConnect | None = None) -> None:
+        """Tell `on_connect` of each connection that was opened: the upstream's name, and the seconds it took."""
+        self._on_connect = on_connect
         self._pools: dict[str, Pool] = {}
         self._contexts: dict[str | None, ssl.SSLContext] = {}
 
@@ -115,7 +124,7 @@ class UpstreamPools:
             return pool
         if pool is not None:
             pool.close_idle()
-        pool = self._pools[upstream.name] = Pool(upstream, self._contexts)
+        pool = self._pools[upstream.name] = Pool(upstream, self._contexts, self._on_connect)
         return pool
 
     async def begin(self, request: UpstreamRequest, receiver: Receiver, connect_seconds: float, *, is_fresh: bool) -> Connection:

@@ -28,6 +28,7 @@ MAX_MEMBERS: Final = 1000
 MAX_MODEL_BYTES: Final = 256
 _MAX_DIGITS: Final = 19
 _MAX_NUMBER_BYTES: Final = 400
+_MAX_COUNT_DIGITS: Final = 9
 _SMALL: Final = 2**14
 """A body of this size cannot hold enough members to hurt, so they are counted afterwards."""
 _WINDOW: Final = 2**16
@@ -55,6 +56,7 @@ _MAX_ESCAPES: Final = 500_000
 _MAX_BRACKETS: Final = 4_000_000
 """Two million objects and lists are no request; looking at each costs 40 ns."""
 _NUMBER_HEADS: Final = frozenset(b"-0123456789")
+_ANSWER_BOUNDS: Final = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 _USUAL_OPTIONS: Final = frozenset({b'{"include_usage":true}', b'{"include_usage": true}'})
 
 _TO_SQUARE: Final = bytes.maketrans(b"{}", b"[]")
@@ -126,6 +128,7 @@ def parse_body(raw: bytes) -> JsonBody:
         store=_flag(values, "store"),
         background=_flag(values, "background"),
         previous_response_id=_previous_response_id(values),
+        answer_tokens=_answer_tokens(values),
     )
 
 
@@ -246,6 +249,22 @@ def _include_usage(value: msgspec.Raw) -> bool:
         raise ClientError("invalid_value", param="stream_options")
     options = _unique(_members(data), frozenset({"include_usage"}))
     return _flag(options, "include_usage", "stream_options.include_usage")
+
+
+def _answer_tokens(values: dict[str, msgspec.Raw]) -> int | None:
+    """Return what all answers together may have; a value that is no count is the upstream's to refuse."""
+    for name in _ANSWER_BOUNDS:
+        bound = _count(values.get(name))
+        if bound is not None:
+            return bound * (_count(values.get("n")) or 1)
+    return None
+
+
+def _count(value: msgspec.Raw | None) -> int | None:
+    if value is None:
+        return None
+    data = bytes(value)
+    return int(data) if len(data) <= _MAX_COUNT_DIGITS and data.isdigit() else None
 
 
 def _previous_response_id(values: dict[str, msgspec.Raw]) -> str | None:

@@ -52,6 +52,15 @@ _STATUS_OF: Final = (
 _SEPARATORS: Final = str.maketrans("", "", "_-. ")
 
 
+def error_envelope(body: bytes) -> bytes | None:
+    """Return an error body of the usual shape (`{"error": ...}`) on one line, so that it can be an event; None for anything else."""
+    try:
+        payload = msgspec.json.decode(body)
+    except (ValueError, RecursionError):
+        return None
+    return msgspec.json.encode(payload) if isinstance(payload, dict) and payload.get("error") else None
+
+
 def event_error(kind: str, payload: object) -> EventError | None:
     """Return the error that an event is; None when it is none. `kind` is its type, or the name of its `event:` line."""
     top = payload if isinstance(payload, dict) else {}

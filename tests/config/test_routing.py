@@ -2,7 +2,7 @@
 
 import pytest
 
-from relay.config.tree import Affinity, AffinityKind, FallbackCause, Route, Secret, Strategy, Target, Timeouts
+from relay.config.tree import Affinity, AffinityKind, FallbackCause, Heartbeat, Hedge, Route, Secret, Strategy, Target, Timeouts
 from tests.config.loading import ROUTE, Loading
 
 UPSTREAMS = "upstreams: {one: {base_url: 'http://127.0.0.1:9001/v1'}, two: {base_url: 'http://127.0.0.1:9002/v1'}}\n"
@@ -77,6 +77,18 @@ def test_upstream_with_several_credentials_begins_with_the_first(loading: Loadin
     assert config.warnings == ()
 
 
+def test_hedge_and_heartbeat(loading: Loading) -> None:
+    found = route(loading, "{to: [one/a, two/b], hedge: {after: 800ms, at_most: 2.5%}, heartbeat: {after: 10s, every: 1m}}")
+    assert found.hedge == Hedge(after=0.8, at_most=0.025)
+    assert found.heartbeat == Heartbeat(after=10.0, every=60.0)
+    assert (route(loading, "[one/a, two/b]").hedge, route(loading, "[one/a, two/b]").heartbeat) == (None, None)
+
+
+@pytest.mark.parametrize("written", ["{}", "{after: p95}", "{after: p95, at_most: 5%}", ""])
+def test_hedge_learns_when_nothing_else_is_said(loading: Loading, written: str) -> None:
+    assert route(loading, f"{{to: [one/a, two/b], hedge: {written}}}").hedge == Hedge(after=None, at_most=0.05)
+
+
 def test_wildcard_route_of_several_targets(loading: Loading) -> None:
     assert names(route(loading, "[one/q*, two/*, one/fixed]", "q*").targets) == ["one/q*", "two/*", "one/fixed"]
 
@@ -99,6 +111,34 @@ def test_narrower_timeouts_override_wider_ones(loading: Loading) -> None:
     assert second == Timeouts(connect=1.0, first_token=200.0, between_tokens=40.0)
     assert third == Timeouts(connect=1.0, first_token=100.0, between_tokens=30.0)
     assert config.routes["fast"].timeouts == first
+
+
+@pytest.mark.parametrize(
+    ("everywhere", "upstream", "of_route", "of_target", "expected"),
+    [
+        ("90s", "", "", "", (90.0, False)),
+        ("auto", "", "", "", (120.0, True)),
+        ("90s", "auto", "", "", (90.0, True)),
+        ("90s", "", "auto", "", (90.0, True)),
+        ("90s", "", "", "auto", (90.0, True)),
+        ("auto", "60s", "", "", (60.0, False)),
+        ("auto", "60s", "auto", "", (60.0, True)),
+        ("auto", "", "", "30s", (30.0, False)),
+    ],
+)
+def test_auto_keeps_the_number_of_the_next_wider_setting(
+    loading: Loading, everywhere: str, upstream: str, of_route: str, of_target: str, expected: tuple[float, bool]
+) -> None:
+    def timeouts(first_token: str) -> str:
+        return f"timeouts: {{first_token: {first_token}}}" if first_token else "timeouts: {}"
+
+    config = loading.load(
+        f"{timeouts(everywhere)}\nupstreams: {{one: {{base_url: 'http://127.0.0.1:9001/v1', {timeouts(upstream)}}}}}\n"
+        f"routes: {{fast: {{to: [{{to: one/a, {timeouts(of_target)}}}], {timeouts(of_route)}}}}}"
+    )
+    found = config.routes["fast"].targets[0].timeouts
+    assert found is not None
+    assert (found.first_token, found.first_token_auto) == expected
 
 
 def test_exchange_has_the_longest_total_of_its_upstreams_unless_the_route_says(loading: Loading) -> None:
@@ -176,7 +216,16 @@ MISTAKES = [
     ("{to: one/a, fallback_on: [context_length]}", ".fallback_on", "has no effect: the route has no second target"),
     ("{to: one/a, retries: 3}", ".retries", "expected 0, 1 or 2"),
     ("{to: one/a, retries: yes}", ".retries", "expected 0, 1 or 2"),
-    ("{to: one/a, timeouts: {first_token: auto}}", ".timeouts.first_token", "expected a duration"),
+    ("{to: one/a, hedge: {}}", ".hedge", "has no effect: the route has no second target"),
+    ("{to: [one/a, two/b], hedge: {at_most: 51%}}", ".hedge.at_most", "expected a share such as 5%, at most 50%"),
+    ("{to: [one/a, two/b], hedge: {at_most: 0%}}", ".hedge.at_most", "more than 0%"),
+    ("{to: [one/a, two/b], hedge: {at_most: 0.05}}", ".hedge.at_most", "expected a share such as 5%"),
+    ("{to: [one/a, two/b], hedge: {after: p99}}", ".hedge.after", "or p95"),
+    ("{to: [one/a, two/b], hedge: {after: 3m}}", ".hedge.after", "no backup would ever start"),
+    ("{to: [one/a, two/b], hedge: 5%}", ".hedge", "expected settings"),
+    ("{to: one/a, heartbeat: {after: 0s}}", ".heartbeat.after", "more than zero"),
+    ("{to: one/a, heartbeat: {evry: 3s}}", ".heartbeat.evry", 'did you mean "every"?'),
+    ("{to: one/a, timeouts: {first_token: automatic}}", ".timeouts.first_token", "or auto"),
     ("{to: one/a, timeouts: {connect: auto}}", ".timeouts.connect", "expected a duration"),
     ("{to: [{to: one/a, timeouts: {total: 1h}}]}", ".to[0].timeouts.total", "unknown setting"),
 ]
@@ -248,8 +297,6 @@ def test_mistake_of_an_upstream_is_named_with_its_line(loading: Loading, written
 
 NOT_SETTINGS = [
     # what nothing in the relay does, so that it must not look as if it were done
-    ("", "to: [mine/a, mine/b], hedge: {after: p95}", "routes.fast.hedge"),
-    ("", "to: mine/a, heartbeat: {after: 15s}", "routes.fast.heartbeat"),
 ]
 
 

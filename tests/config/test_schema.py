@@ -35,7 +35,7 @@ def complaints(value: Any, node: dict[str, Any], path: str = "") -> Iterator[str
         yield from complaints(value, schema()["$defs"][node["$ref"].removeprefix("#/$defs/")], path)
     for inner in node.get("allOf", []):
         yield from complaints(value, inner, path)
-    kinds = {"string": str, "integer": int, "boolean": bool, "array": list, "object": dict}
+    kinds = {"string": str, "integer": int, "number": (int, float), "boolean": bool, "array": list, "object": dict}
     named = node.get("type", list(kinds))
     allowed = [named] if isinstance(named, str) else named
     if not any(isinstance(value, kinds[kind]) for kind in allowed):
@@ -125,7 +125,7 @@ def test_schema_uses_plain_draft_07() -> None:
         ({"upstreams": {"a": {}}, "routes": {"a": {"to": "a"}}}, ".routes.a.to: not"),
         ({"upstreams": {"a": {}}, "routes": {"a": {"balance": [{"to": "a/x", "wieght": 2}]}}}, ".routes.a.balance[0].wieght: unknown"),
         ({"upstreams": {"a": {}}, "routes": {"a": {"balance": ["a/x"], "strategy": "random"}}}, ".routes.a.strategy: not in"),
-        ({"upstreams": {"a": {}}, "routes": {"a": {"to": "a/x", "hedge": {}}}}, ".routes.a.hedge: unknown"),
+        ({"upstreams": {"a": {}}, "routes": {"a": {"to": "a/x", "hedges": {}}}}, ".routes.a.hedges: unknown"),
         ({"upstreams": {"a": {"timeouts": {"total": "1 day"}}}, "routes": {"a": "a/x"}}, ".upstreams.a.timeouts.total: not"),
         ({"upstreams": {"a": {}}}, ": something is missing"),
     ],

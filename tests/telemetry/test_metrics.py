@@ -129,7 +129,7 @@ def test_an_exchange_that_is_served_and_never_began_breaks_an_identity_that_is_s
 
 def test_times_are_observed_once_per_stream(metrics: Metrics) -> None:
     meter = StreamMeter(first_content_at=10.7, last_content_at=11.7, content_events=11)
-    made_attempt = attempt(meter=meter)
+    made_attempt = attempt(meter=meter, body_ended_at=11.8)
     exchange, _ = ended(Outcome.COMPLETE, made_attempt)
     exchange.first_content_written_at = 10.8
     exchange.backpressure_seconds = 0.25
@@ -141,10 +141,11 @@ def test_times_are_observed_once_per_stream(metrics: Metrics) -> None:
         ("relay_time_to_first_token_seconds", 0.8),
         ("relay_upstream_time_to_first_token_seconds", 0.5),
         ("relay_inter_token_latency_seconds", 0.1),
-        ("relay_overhead_seconds", 0.2),
     ):
         assert value(metrics, f"{name}_count") == 1, name
         assert value(metrics, f"{name}_sum") == pytest.approx(seconds), name
+    for phase, seconds in (("request", 0.1), ("event", 0.1), ("finish", 0.2)):
+        assert value(metrics, "relay_overhead_seconds_sum", phase=phase) == pytest.approx(seconds), phase
     assert value(metrics, "relay_client_backpressure_seconds_total", route="fast") == pytest.approx(0.25)
     assert value(metrics, "relay_stream_fidelity_total", mode="exact", why="") == 1
 
@@ -237,4 +238,4 @@ def test_each_family_is_named_and_explained_by_the_rules(family: Family) -> None
     assert family.help.endswith(".")
     assert list(family.buckets) == sorted(set(family.buckets))
     if family.buckets:
-        assert family.name.endswith("_seconds")
+        assert family.name.endswith(("_seconds", "_tokens"))

@@ -314,3 +314,42 @@ def test_f30_an_oversized_event_is_counted_and_the_stream_goes_on() -> None:
     giant = b'data: {"choices":[{"delta":{"content":"' + b"x" * 2**20 + b'"}}]}\n\n'
     _, meter = observe([TEXT, giant[:70_000], giant[70_000:], TEXT], Operation.CHAT)
     assert (meter.oversized_events, meter.content_events, meter.malformed_events) == (1, 2, 0)
+
+
+def thought(text: str) -> bytes:
+    return b'data: {"choices":[{"index":0,"delta":{"content":null,"reasoning_content":"%s"},"finish_reason":null}]}\n\n' % text.encode()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b'data: {"choices":[{"index":0,"delta":{"content":"hi","reasoning_content":null},"finish_reason":null}]}\n\n',
+        b'data: {"choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"function":{"name":"f"}}]},"finish_reason":null}]}\n\n',
+    ],
+)
+@pytest.mark.parametrize("is_split", [False, True])
+def test_reasoning_ends_with_the_first_of_the_answer_proper(answer: bytes, is_split: bool) -> None:
+    meter = StreamMeter()
+    observer = EventObserver(meter, Operation.CHAT)
+
+    def feed(piece: bytes, now: float) -> None:
+        for part in (piece[:20], piece[20:]) if is_split else (piece,):
+            observer.feed(part, now)
+
+    for number in range(5):
+        feed(thought(f"{number}"), float(number))
+        assert (meter.first_reasoning_at, meter.first_text_at) == (0.0, None)
+    feed(answer, 7.0)
+    feed(thought("again"), 8.0)
+    feed(answer, 9.0)
+    assert (meter.first_reasoning_at, meter.first_text_at, meter.content_events) == (0.0, 7.0, 8)
+
+
+def test_reasoning_of_the_responses_api_ends_with_its_text() -> None:
+    meter = StreamMeter()
+    observer = EventObserver(meter, Operation.RESPONSES)
+    kinds = ["response.reasoning_summary_text.delta", "response.reasoning_summary_text.delta", "response.output_text.delta"]
+    for number, kind in enumerate(kinds):
+        observer.feed(b'event: %b\ndata: {"type":"%b","delta":"x"}\n\n' % (kind.encode(), kind.encode()), float(number))
+        assert meter.first_text_at == (2.0 if number == 2 else None)
+    assert meter.content_events == 3

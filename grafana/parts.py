@@ -1,0 +1,184 @@
+"""The rows about those who take part: upstreams, keys, the relay itself."""
+
+from grafana.board import Panel, Query, Row
+from grafana.selectors import FU, F, K, R, S, U, quantile_of
+
+
+def upstreams() -> Row:
+    """Tell whose fault it is."""
+    state = {name: f'max by (target) (relay_target_health{{{FU}, state="{name}"}})' for name in ("probing", "cooling")}
+    health = f"{state['probing']} + 2 * {state['cooling']}"
+    return Row(
+        title="Upstreams",
+        panels=(
+            Panel(
+                title="Target health",
+                about="Targets that keep failing rest (cooling) and are then probed with single requests.",
+                kind="state-timeline",
+                unit="none",
+                queries=(Query(expr=health, legend="{{target}}"),),
+                mappings=(
+                    {"type": "value", "options": {"0": {"text": "healthy", "color": "green", "index": 0}}},
+                    {"type": "value", "options": {"1": {"text": "probing", "color": "orange", "index": 1}}},
+                    {"type": "range", "options": {"from": 2, "to": 3, "result": {"text": "cooling", "color": "red", "index": 2}}},
+                ),
+            ),
+            Panel(
+                title="Attempts by result",
+                about="Calls to upstreams and what came of them; one request may make several.",
+                unit="reqps",
+                queries=(
+                    Query(
+                        expr=f"sum by (upstream, result) (rate(relay_upstream_attempts_total{{{FU}}}[{R}])) > 0",
+                        legend="{{upstream}} {{result}}",
+                    ),
+                ),
+            ),
+            Panel(
+                title="Attempt TTFT p95",
+                about="From sending one attempt to its first content event. It begins anew with every attempt, so a slow first choice is"
+                " not blamed on the fallback.",
+                unit="s",
+                queries=(
+                    Query(expr=quantile_of(0.95, "relay_upstream_time_to_first_token_seconds", U, "upstream"), legend="{{upstream}}"),
+                ),
+            ),
+            Panel(
+                title="Connections",
+                about="Open connections to upstreams.",
+                queries=(Query(expr=f"sum by (upstream, state) (relay_upstream_connections{{{U}}})", legend="{{upstream}} {{state}}"),),
+                width=8,
+            ),
+            Panel(
+                title="New-connection time p95",
+                about="DNS, TCP and TLS together; kept-alive connections need none of it.",
+                unit="s",
+                queries=(Query(expr=quantile_of(0.95, "relay_upstream_connect_seconds", U, "upstream"), legend="{{upstream}}"),),
+            ),
+            Panel(
+                title="Upstream rate limit left",
+                about="Share of the account's own limit that is left, as the last answer of the upstream said.",
+                unit="percentunit",
+                queries=(
+                    Query(
+                        expr=f"min by (upstream, limit) (relay_upstream_ratelimit_remaining_ratio{{{U}}})", legend="{{upstream}} {{limit}}"
+                    ),
+                ),
+                has_ceiling=True,
+            ),
+            Panel(
+                title="Calls in flight",
+                about="Attempts under way at each upstream.",
+                queries=(Query(expr=f"sum by (upstream) (relay_upstream_in_flight{{{U}}})", legend="{{upstream}}"),),
+                width=12,
+                is_stacked=True,
+            ),
+            Panel(
+                title="Flaws of upstreams",
+                about="Kept-alive connections that had died when they were used again, so that the request was sent twice; and events"
+                " that could not be read and were passed on as they are.",
+                unit="reqps",
+                queries=(
+                    Query(
+                        expr=f"sum by (upstream) (rate(relay_stale_connection_resends_total{{{U}}}[{R}]))", legend="{{upstream}} sent again"
+                    ),
+                    Query(
+                        expr=f"sum by (upstream) (rate(relay_malformed_events_total{{{U}}}[{R}]))", legend="{{upstream}} unreadable events"
+                    ),
+                ),
+                width=12,
+            ),
+        ),
+    )
+
+
+def keys() -> Row:
+    """Tell who is using it."""
+    return Row(
+        title="Keys",
+        is_collapsed=True,
+        panels=(
+            Panel(
+                title="Top keys by tokens",
+                about="Input and output tokens over the range shown.",
+                kind="bargauge",
+                queries=(
+                    Query(
+                        expr=f'topk(10, sum by (key) (increase(relay_key_tokens_total{{{K}, type=~"input|output"}}[$__range])))',
+                        legend="{{key}}",
+                        is_instant=True,
+                    ),
+                ),
+                width=12,
+            ),
+            Panel(
+                title="Requests / s by key",
+                about="The ten keys with the most requests.",
+                unit="reqps",
+                queries=(Query(expr=f"topk(10, sum by (key) (rate(relay_key_requests_total{{{K}}}[{R}])))", legend="{{key}}"),),
+                width=12,
+            ),
+        ),
+    )
+
+
+def internals() -> Row:
+    """Tell how the process is."""
+    nothing = "a bug of the relay, a log that nobody reads fast enough, and more names than have series of their own"
+    return Row(
+        title="Relay internals",
+        is_collapsed=True,
+        panels=(
+            Panel(
+                title="CPU",
+                about="Share of one core.",
+                unit="percentunit",
+                queries=(Query(expr=f"rate(process_cpu_seconds_total{{{S}}}[{R}])", legend="{{instance}}"),),
+            ),
+            Panel(
+                title="Memory",
+                about="Resident memory.",
+                unit="bytes",
+                queries=(Query(expr=f"process_resident_memory_bytes{{{S}}}", legend="{{instance}}"),),
+            ),
+            Panel(
+                title="Event-loop lag p99",
+                about="How late a timer of the event loop runs: everything in the process waits as long.",
+                unit="s",
+                queries=(Query(expr=quantile_of(0.99, "relay_event_loop_lag_seconds", S, "instance"), legend="{{instance}}"),),
+            ),
+            Panel(
+                title="Open files",
+                about="Sockets above all.",
+                queries=(Query(expr=f"process_open_fds{{{S}}}", legend="{{instance}}"),),
+            ),
+            Panel(
+                title="Slow clients",
+                about="Streams that stand still because their client does not read: 1 is one stream waiting all the time.",
+                queries=(Query(expr=f"sum by (route) (rate(relay_client_backpressure_seconds_total{{{F}}}[{R}]))", legend="{{route}}"),),
+            ),
+            Panel(
+                title="Should be nothing",
+                about=f"What should never be seen: {nothing}.",
+                queries=(
+                    Query(
+                        expr=f"sum by (invariant) (increase(relay_invariant_violations_total{{{S}}}[{R}]))", legend="violated {{invariant}}"
+                    ),
+                    Query(expr=f"sum(increase(relay_log_events_dropped_total{{{S}}}[{R}]))", legend="log lines dropped"),
+                    Query(expr=f"sum(increase(relay_label_overflow_total{{{S}}}[{R}])) or vector(0)", legend="names folded into _other"),
+                ),
+            ),
+            Panel(
+                title="Build and age of the configuration",
+                about="What runs where, and how long ago its configuration was loaded.",
+                kind="table",
+                unit="none",
+                queries=(
+                    Query(expr=f"relay_build_info{{{S}}}", is_instant=True, is_table=True),
+                    Query(expr=f"time() - relay_config_last_reload_success_timestamp_seconds{{{S}}}", is_instant=True, is_table=True),
+                ),
+                width=24,
+                height=5,
+            ),
+        ),
+    )

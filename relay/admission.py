@@ -1,0 +1,247 @@
+"""Whether a request may be served now: what it will use is estimated and reserved, and settled when it is known.
+
+Requests for which no limit is configured pass without a look at their size. One that no attempt was sent for gives its place back.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+from typing import Final
+
+from relay.config.tree import Key, Limits, Price, Route
+from relay.errors import ClientError
+from relay.exchange import JSON_OPERATIONS, Attempt, ClientRequest, Exchange, Outcome, Usage, UsageSource
+from relay.policy.estimates import Answers, Ratios, cost_of, price_of, prompt_tokens, said_answer
+from relay.policy.limits import Demand, Grant, Limit, Refusal, Scope, Standing
+from relay.policy.patience import MAX_ADVISED_SECONDS
+from relay.policy.routing import RoutePlan, resolve
+from relay.ports import Limiter
+
+MAX_KNOWN: Final = 4_096
+"""Pairs of key and route whose scopes are kept ready."""
+
+_CODES: Final[Mapping[Limit, str]] = {
+    Limit.RPM: "rate_limit_rpm",
+    Limit.TPM: "rate_limit_tpm",
+    Limit.CONCURRENCY: "concurrency_limited",
+    Limit.BUDGET: "budget_exhausted",
+}
+_NEVER: Final = "This request asks for more than the limit allows at all: shorten it, or ask for a shorter answer (`max_tokens`)."
+_UNPRICED: Final = "This key has a budget in US dollars, and the relay knows no price for this model."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allowance:
+    """The scopes of one key on one route."""
+
+    key: Key | None
+    route: Route
+    scopes: tuple[Scope, ...]
+    counts_tokens: bool
+    counts_money: bool
+    most_tokens: int | None
+    """The least of the limits of tokens: more can never be reserved."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Ticket:
+    """What an admitted request was granted, and the estimate it was granted on."""
+
+    grant: Grant
+    allowance: Allowance
+    estimated: int
+    """Tokens of the prompt, uncorrected; 0 where none are counted."""
+
+
+class Admission:
+    """Admits requests, and settles them."""
+
+    __slots__ = ("_answers", "_known", "_limiter", "_ratios")
+
+    def __init__(self, limiter: Limiter) -> None:
+        self._limiter = limiter
+        self._ratios = Ratios()
+        self._answers = Answers()
+        self._known: dict[tuple[str | None, str], Allowance] = {}
+
+    async def admit(self, exchange: Exchange, plan: RoutePlan, prices: Mapping[str, Price]) -> Ticket | None:
+        """Reserve what the request will use; None when nothing limits it.
+
+        Raises ClientError: rate_limit_rpm, rate_limit_tpm, concurrency_limited, budget_exhausted.
+        """
+        key, route = exchange.request.key, plan.route
+        if route.limits is None and (key is None or (key.limits is None and not key.route_limits)):
+            return None
+        allowance = self._allowance(key, route)
+        if not allowance.scopes:
+            return None
+        demand, estimated = self._demand(exchange.request, plan, allowance, prices)
+        answer = await self._limiter.admit(demand)
+        exchange.limit_headers = _standing_headers(answer.requests, answer.tokens)
+        if isinstance(answer, Refusal):
+            exchange.refused_by = answer.scope.prefix + answer.limit.value
+            raise _refusal(answer)
+        if allowance.counts_tokens:
+            exchange.debit = lambda tokens: self._limiter.debit(answer, tokens)
+        return Ticket(grant=answer, allowance=allowance, estimated=estimated)
+
+    def settle(self, exchange: Exchange, ticket: Ticket | None, prices: Mapping[str, Price]) -> list[str]:
+        """Take note of what was used, at the end of the upstream's part; return the accounting identities that do not hold."""
+        exchange.debit = None
+        self._note_usage(exchange, ticket)
+        if ticket is None:
+            return []
+        if not any(attempt.sent_at is not None for attempt in exchange.attempts):
+            self._limiter.release(ticket.grant)
+            return self._limiter.violations()
+        usage = exchange.usage
+        tokens = cost = 0
+        if usage is not None and ticket.allowance.counts_tokens:
+            self._learn(exchange, ticket, usage)
+            tokens = usage.input + usage.output
+            if ticket.allowance.counts_money:
+                cost = cost_of(price_of(prices, "/".join(_served_by(exchange))), usage)
+        self._limiter.settle(ticket.grant, tokens, cost)
+        return self._limiter.violations()
+
+    # Before
+
+    def _allowance(self, key: Key | None, route: Route) -> Allowance:
+        name = (None if key is None else key.name, route.name)
+        known = self._known.get(name)
+        if known is not None and known.key is key and known.route is route:
+            return known
+        if len(self._known) >= MAX_KNOWN:
+            self._known.clear()
+        made = self._known[name] = _allowance_of(key, route)
+        return made
+
+    def _demand(self, request: ClientRequest, plan: RoutePlan, allowance: Allowance, prices: Mapping[str, Price]) -> tuple[Demand, int]:
+        choice = plan.left[0]
+        upstream, model = choice.target.upstream.name, choice.model or ""
+        price = price_of(prices, f"{upstream}/{model}") if allowance.counts_money else None
+        if allowance.counts_money and price is None:
+            raise ClientError("budget_exhausted", message=_UNPRICED, headers={"x-should-retry": "false"})
+        if not allowance.counts_tokens or request.operation not in JSON_OPERATIONS or request.body is None:
+            return Demand(scopes=allowance.scopes, tokens=0), 0
+        estimated = prompt_tokens(request.body.raw)
+        prompt = self._ratios.correct(upstream, model, estimated)
+        answer = said_answer(request)
+        if answer is None:
+            answer = self._answers.expect(plan.route.name)
+            if allowance.most_tokens is not None:
+                # A guess of ours must not be what makes a request impossible.
+                answer = max(0, min(answer, allowance.most_tokens - prompt))
+        cost = cost_of(price, Usage(input=prompt, output=answer)) if price is not None else 0
+        return Demand(scopes=allowance.scopes, tokens=prompt + answer, cost=cost), estimated
+
+    # After
+
+    def _note_usage(self, exchange: Exchange, ticket: Ticket | None) -> None:
+        """Say what was used, and how that is known: reported, or guessed where an answer came without a report."""
+        last = exchange.attempts[-1] if exchange.attempts else None
+        if last is None:
+            return
+        meter = last.meter
+        if meter.usage is not None:
+            exchange.usage, exchange.usage_source = meter.usage, UsageSource.REPORTED
+            return
+        body = exchange.request.body
+        is_answered = meter.content_events > 0 or (exchange.outcome is Outcome.COMPLETE and meter.bytes_in > 0)
+        if body is None or not is_answered:
+            return
+        estimated = ticket.estimated if ticket is not None and ticket.estimated else prompt_tokens(body.raw)
+        upstream, model = _served_by(exchange)
+        output = meter.content_events or (0 if said_answer(exchange.request) == 0 else _tokens_of_json(last))
+        exchange.usage = Usage(input=self._ratios.correct(upstream, model, estimated), output=output)
+        exchange.usage_source = UsageSource.ESTIMATED
+
+    def _learn(self, exchange: Exchange, ticket: Ticket, usage: Usage) -> None:
+        if exchange.usage_source is not UsageSource.REPORTED:
+            return
+        upstream, model = _served_by(exchange)
+        self._ratios.learn(upstream, model, estimated=ticket.estimated, reported=usage.input)
+        if exchange.outcome is Outcome.COMPLETE and usage.output:
+            self._answers.learn(ticket.allowance.route.name, usage.output)
+
+
+def scopes_of(key: Key | None, route: Route) -> tuple[Scope, ...]:
+    """Return the scopes that hold for `key` on `route`, those with limits only."""
+    scopes = []
+    if key is not None:
+        if key.limits is not None:
+            scopes.append(Scope(limits=key.limits, key=key.name))
+        if route.name in key.route_limits:
+            scopes.append(Scope(limits=key.route_limits[route.name], key=key.name, route=route.name))
+    if route.limits is not None:
+        scopes.append(Scope(limits=route.limits, route=route.name))
+    return tuple(scopes)
+
+
+def _allowance_of(key: Key | None, route: Route) -> Allowance:
+    scopes = scopes_of(key, route)
+    limits = [scope.limits for scope in scopes]
+    bounds = [bound for each in limits for bound in _token_bounds(each)]
+    return Allowance(
+        key=key,
+        route=route,
+        scopes=scopes,
+        counts_tokens=any(each.tpm is not None or each.budget is not None for each in limits),
+        counts_money=any(each.budget is not None and each.budget.is_money for each in limits),
+        most_tokens=min(bounds, default=None),
+    )
+
+
+def _token_bounds(limits: Limits) -> list[int]:
+    bounds = [] if limits.tpm is None else [limits.tpm]
+    if limits.budget is not None and not limits.budget.is_money:
+        bounds.append(limits.budget.amount)
+    return bounds
+
+
+def _served_by(exchange: Exchange) -> tuple[str, str]:
+    """Return the upstream and the model's name there of the last attempt."""
+    target = exchange.attempts[-1].target
+    model = target.model or ""
+    if model.endswith("*") and exchange.route is not None:
+        model = resolve(exchange.route, target, exchange.request.model).model or ""
+    return target.upstream.name, model
+
+
+def _tokens_of_json(attempt: Attempt) -> int:
+    """Guess the tokens of a whole answer that reports none."""
+    return ceil(attempt.meter.bytes_in / 4)
+
+
+def _refusal(refusal: Refusal) -> ClientError:
+    wait = refusal.wait_ms
+    if wait is None:
+        return ClientError(_CODES[refusal.limit], message=_NEVER, headers={"x-should-retry": "false"})
+    milliseconds = max(1, wait)
+    headers = {
+        "retry-after": str(-(-milliseconds // 1000)),
+        "retry-after-ms": str(milliseconds),
+        # SDKs sleep through longer waits, or ignore them and ask at once.
+        "x-should-retry": "true" if milliseconds <= MAX_ADVISED_SECONDS * 1000 else "false",
+    }
+    return ClientError(_CODES[refusal.limit], headers=headers)
+
+
+def _standing_headers(requests: Standing | None, tokens: Standing | None) -> tuple[tuple[bytes, bytes], ...]:
+    """Say how the caller's limits stand, in the words of OpenAI's API: `x-ratelimit-reset-*` is a duration such as 1.2s or 6m0s."""
+    lines: list[tuple[bytes, bytes]] = []
+    for kind, standing in ((b"requests", requests), (b"tokens", tokens)):
+        if standing is not None:
+            lines.append((b"x-ratelimit-limit-" + kind, b"%d" % standing.limit))
+            lines.append((b"x-ratelimit-remaining-" + kind, b"%d" % standing.remaining))
+            lines.append((b"x-ratelimit-reset-" + kind, duration(standing.reset_ms)))
+    return tuple(lines)
+
+
+def duration(milliseconds: int) -> bytes:
+    """Write a duration as Go does, which is what OpenAI sends: 20ms, 1.2s, 6m0s."""
+    if milliseconds < 1000:
+        return b"%dms" % milliseconds
+    minutes, rest = divmod(milliseconds, 60_000)
+    seconds = (b"%d.%03d" % divmod(rest, 1000)).rstrip(b"0").rstrip(b".")
+    return b"%dm%bs" % (minutes, seconds) if minutes else seconds + b"s"

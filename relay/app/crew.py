@@ -1,0 +1,18 @@
+"""What a relay that is one of several worker processes needs of the others."""
+
+from typing import Protocol
+
+from relay.planning import Siblings
+
+
+class Crew(Siblings, Protocol):
+    """The other workers, as one of them sees them."""
+
+    index: int
+    """From 0 to total - 1; a worker that takes a dead one's place has its index."""
+    total: int
+    directory: str
+    """A folder of all workers' own that lives as long as their supervisor."""
+
+    async def page(self, path: str, accept: str) -> tuple[int, bytes, bytes]:
+        """Return status, content type and body of a page that speaks for all workers."""

@@ -1,0 +1,187 @@
+"""A limiter over a table of accounts, whose memory is its own or shared: every call is one step under the table's lock.
+
+It also keeps books of its own on what this process was granted, so that a grant that was lost, or given back twice, shows.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from time import monotonic_ns, time
+from typing import Final, Protocol
+
+from relay.policy import limits
+from relay.policy.limits import Account, Demand, Grant, Refusal, Scope
+
+SLOTS_IDENTITY: Final = "slots_taken_are_returned_or_held"
+TOKENS_IDENTITY: Final = "tokens_reserved_are_settled_refunded_or_held"
+
+
+class Table(Protocol):
+    """Where accounts lie."""
+
+    def account(self, name: str) -> Account:
+        """Return the account of a scope, a new one when there was none. Called without the lock."""
+
+    def enter(self) -> None:
+        """Take the lock."""
+
+    def leave(self) -> None:
+        """Give the lock back."""
+
+    def sweep(self) -> None:
+        """Give back what dead processes held."""
+
+    def close(self) -> None:
+        """Let go of the memory."""
+
+
+def monotonic_ms() -> int:
+    """Return the machine's monotonic clock, the same in all its processes."""
+    return monotonic_ns() // 1_000_000
+
+
+class Ledger:
+    """A `ports.Limiter`."""
+
+    __slots__ = ("_accounts", "_live", "_now", "_table", "_unix_time", "held", "refunded", "reserved", "returned", "settled", "taken")
+
+    def __init__(self, table: Table, *, now: Callable[[], int] = monotonic_ms, unix_time: Callable[[], float] = time) -> None:
+        """Keep accounts in `table`; `now` gives milliseconds that never step."""
+        self._table = table
+        self._now = now
+        self._unix_time = unix_time
+        self._accounts: dict[str, tuple[Scope, Account]] = {}
+        self._live: set[Grant] = set()
+        self.taken = 0
+        """Grants given, ever."""
+        self.returned = 0
+        self.reserved = 0
+        """Tokens reserved, ever; those of a grant count once, however many scopes they were taken from."""
+        self.settled = 0
+        """Of those, used."""
+        self.refunded = 0
+        self.held = 0
+
+    async def admit(self, demand: Demand) -> Grant | Refusal:
+        """Take what `demand` asks for, or refuse and take nothing."""
+        accounts = [self._account(scope) for scope in demand.scopes]
+        self._table.enter()
+        try:
+            answer = limits.admit(accounts, demand, self._now(), self._unix_time())
+        finally:
+            self._table.leave()
+        if isinstance(answer, Grant):
+            self._live.add(answer)
+            self.taken += 1
+            self.reserved += demand.tokens
+            self.held += demand.tokens
+        return answer
+
+    def debit(self, grant: Grant, tokens: int) -> bool:
+        """Count that `tokens` have flowed in all; tell whether every limit of tokens still holds."""
+        if tokens <= grant.demand.tokens + grant.extra:
+            return True
+        accounts = self._of(grant)
+        self._table.enter()
+        try:
+            return limits.debit(accounts, grant, tokens, self._now())
+        finally:
+            self._table.leave()
+
+    def settle(self, grant: Grant, tokens: int, cost: int) -> None:
+        """Replace what was reserved by what was used, in tokens and billionths of a dollar; a grant that is over stays as it is."""
+        if self._end(grant, tokens):
+            accounts = self._of(grant)
+            self._table.enter()
+            try:
+                limits.settle(accounts, grant, tokens, cost, self._now(), self._unix_time())
+            finally:
+                self._table.leave()
+
+    def release(self, grant: Grant) -> None:
+        """Give everything back: nothing was sent anywhere."""
+        if self._end(grant, 0):
+            accounts = self._of(grant)
+            self._table.enter()
+            try:
+                limits.release(accounts, grant, self._now(), self._unix_time())
+            finally:
+                self._table.leave()
+
+    def _end(self, grant: Grant, tokens: int) -> bool:
+        self.returned += 1
+        reserved = grant.demand.tokens
+        used = min(tokens, reserved)
+        self.settled += used
+        self.refunded += reserved - used
+        if grant not in self._live:
+            return False
+        self._live.discard(grant)
+        self.held -= reserved
+        return True
+
+    def violations(self) -> list[str]:
+        """Return the identities that do not hold: a few sums, cheap enough for the end of every exchange."""
+        broken = []
+        if self.taken != self.returned + len(self._live):
+            broken.append(SLOTS_IDENTITY)
+        if self.reserved != self.settled + self.refunded + self.held:
+            broken.append(TOKENS_IDENTITY)
+        return broken
+
+    def sweep(self) -> list[str]:
+        """Give back what dead processes held, then hold the books against the accounts; return the identities that do not hold."""
+        self._table.sweep()
+        slots = tokens = 0
+        self._table.enter()
+        try:
+            for _, account in self._accounts.values():
+                own = account.own
+                slots += own[0]
+                tokens += own[1]
+        finally:
+            self._table.leave()
+        broken = self.violations()
+        if slots != sum(len(grant.demand.scopes) for grant in self._live):
+            broken.append(SLOTS_IDENTITY)
+        if tokens != sum(len(grant.demand.scopes) * grant.demand.tokens for grant in self._live):
+            broken.append(TOKENS_IDENTITY)
+        return sorted(set(broken))
+
+    @property
+    def granted(self) -> int:
+        """Return how many grants are out."""
+        return len(self._live)
+
+    def know(self, scopes: Iterable[Scope]) -> None:
+        """Forget the accounts of all other scopes, as far as nothing of theirs is held here."""
+        wanted = {scope.name: scope for scope in scopes}
+        held = {scope.name for grant in self._live for scope in grant.demand.scopes}
+        self._accounts = {
+            name: (wanted.get(name, scope), account) for name, (scope, account) in self._accounts.items() if name in wanted or name in held
+        }
+
+    def standings(self) -> Iterator[tuple[Scope, dict[limits.Limit, float], int]]:
+        """Yield each scope that was used with the shares of its limits and its reserved tokens."""
+        for scope, account in list(self._accounts.values()):
+            self._table.enter()
+            try:
+                shares = limits.used_shares(account, scope.limits, self._now(), self._unix_time())
+                reserved = account.reserved
+            finally:
+                self._table.leave()
+            yield scope, shares, reserved
+
+    def close(self) -> None:
+        """Let go of the table."""
+        self._accounts.clear()
+        self._table.close()
+
+    def _account(self, scope: Scope) -> Account:
+        known = self._accounts.get(scope.name)
+        if known is not None and known[0] is scope:
+            return known[1]
+        account = self._table.account(scope.name) if known is None else known[1]
+        self._accounts[scope.name] = (scope, account)
+        return account
+
+    def _of(self, grant: Grant) -> list[Account]:
+        return [self._accounts[scope.name][1] for scope in grant.demand.scopes]

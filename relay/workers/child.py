@@ -1,0 +1,162 @@
+"""One worker as the supervisor sees it: started, spoken to, started again when it dies.
+
+A worker is a new interpreter, not a fork of the supervisor: nothing of the supervisor's loop or threads is copied into it.
+"""
+
+import asyncio
+import contextlib
+import random
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from time import monotonic
+from typing import Any, Final, Protocol
+
+from relay.workers.channel import Channel
+from relay.workers.messages import Begin, Counted, Drain, Message, Ready
+from relay.workers.restarts import Restarts
+
+START_SECONDS: Final = 30.0
+"""Until a worker listens: a second on a small machine, many on one that is starting everything else as well."""
+
+
+class Chief(Protocol):
+    """The supervisor, as its workers' keepers see it."""
+
+    @property
+    def generation(self) -> int:
+        """The number of the configuration in force."""
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether workers that end are wanted no more."""
+
+    def begin(self, index: int) -> Begin:
+        """Return the first message for the worker with this index."""
+
+    async def asked(self, message: Message) -> Message:
+        """Answer a worker's question."""
+
+    def told(self, message: Message) -> None:
+        """Take what a worker tells all."""
+
+    def ended(self, child: "Child", reason: str) -> None:
+        """Take leave of a worker's process: `reason` is exit, error or killed."""
+
+
+class Child:
+    """The place of one worker, and the process that fills it."""
+
+    def __init__(self, index: int, chief: Chief, log: Any) -> None:
+        self.index = index
+        self.is_ready = False
+        self.counted: list[bytes] | None = None
+        """What the living process said last of what it counted."""
+        self.channel: Channel | None = None
+        self._chief = chief
+        self._log = log
+        self._process: asyncio.subprocess.Process | None = None
+        self._restarts = Restarts()
+        self._wake = asyncio.Event()
+        """Something happened: it is ready, or it is gone, or everything stops."""
+        self.was_ready = asyncio.Event()
+        """It has been ready once."""
+
+    @property
+    def pid(self) -> int | None:
+        """The process id while there is a process."""
+        return None if self._process is None else self._process.pid
+
+    async def keep(self) -> None:
+        """Have a process run, until the chief stops and it has ended."""
+        while not self._chief.is_stopping:
+            began_at = monotonic()
+            try:
+                reason, code = await self._live()
+            except OSError as error:  # no memory, no process, no descriptor: the same wait as after a death
+                reason, code = "error", error.errno or -1
+            if self._chief.is_stopping:
+                break
+            wait = self._restarts.wait_seconds(monotonic() - began_at, random.random())  # noqa: S311  # spreads restarts, guards nothing
+            self._log.error("worker_ended", worker=self.index, reason=reason, code=code, restart_ms=round(wait * 1000))
+            await self._sleep(wait)
+
+    async def _live(self) -> tuple[str, int]:
+        ours, theirs = socket.socketpair()
+        gone = asyncio.Event()
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *_command(self.index, theirs.fileno()), stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),), process_group=0
+            )
+        finally:
+            theirs.close()
+        self.channel = channel = await Channel.open(ours, told=self._told, asked=self._chief.asked, closed=gone.set)
+        channel.tell(self._chief.begin(self.index))
+        if self._chief.is_stopping:  # since it was started
+            channel.tell(Drain())
+        # A process that cannot even start must not hold its place for ever.
+        starting = asyncio.get_running_loop().call_later(START_SECONDS, self._expect_ready)
+        code = await self._process.wait()
+        starting.cancel()
+        await gone.wait()  # what it said last has arrived then
+        self.is_ready = False
+        self.channel = self._process = None
+        reason = "killed" if code < 0 else "error" if code else "exit"
+        self._chief.ended(self, reason)
+        return reason, code
+
+    def _told(self, message: Message) -> None:
+        match message:
+            case Ready() if message.generation == self._chief.generation:
+                self.is_ready = True
+                self.was_ready.set()
+                self._log.info("worker_ready", worker=self.index, pid=self.pid)
+            case Ready():  # a reload overtook its start
+                self.replace()
+            case Counted():
+                self.counted = message.pieces
+            case other:
+                self._chief.told(other)
+
+    def _expect_ready(self) -> None:
+        if not self.is_ready:
+            self.kill()
+
+    async def _sleep(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+
+    def tell(self, message: Message) -> None:
+        """Tell the process something, if there is one."""
+        if self.channel is not None:
+            self.channel.tell(message)
+
+    def stop_waiting(self) -> None:
+        """Leave off waiting for the time of a restart."""
+        self._wake.set()
+
+    def replace(self) -> None:
+        """End the process politely; another one takes its place."""
+        self.is_ready = False
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End the process at once."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):  # it has ended in this moment
+                self._process.send_signal(number)
+
+
+def _command(index: int, descriptor: int) -> list[str]:
+    # As this process was started: from a folder (`python -m relay`), or installed, when a folder must not get in between.
+    path = [] if sys.path[0] in ("", str(Path.cwd())) else ["-P"]
+    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # what multiprocessing uses as well
+    return [sys.executable, *flags, *path, "-m", "relay.workers", str(index), str(descriptor)]

@@ -1,0 +1,231 @@
+"""Comments for clients that give up on silence, over real sockets: real statuses within the grace period, whole events after it."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import openai
+import pytest
+
+from tests.end_to_end.in_loop import relay_in_loop
+from tests.end_to_end.two_targets import CHAT, ask, at_rest, begin, config, running
+from tests.fakes.client import Response
+from tests.fakes.events import chat_stream
+from tests.fakes.scripts import Script, after, error_answer, hang, json_answer, sse
+from tests.fakes.upstream import Peer, ScriptedUpstream
+
+COMMENT = b": relay\n"
+FIRST = chat_stream(*"abc")
+SECOND = chat_stream(*"xyz")
+SOON = {"heartbeat": {"after": "100ms", "every": "50ms"}}
+LATE = 0.4
+"""Well behind the grace period: a few comments have gone out by then."""
+
+
+@pytest.fixture
+async def second() -> AsyncIterator[ScriptedUpstream]:
+    async with ScriptedUpstream() as other:
+        yield other
+
+
+def without_comments(response: Response) -> bytes:
+    """The body without our comments, which must have stood between events only."""
+    events = response.body.split(b"\n\n")
+    kept = []
+    for event in events:
+        while event.startswith(COMMENT):
+            event = event[len(COMMENT) :]
+        assert COMMENT.strip() not in event, event
+        kept.append(event)
+    return b"\n\n".join(kept)
+
+
+def in_stream_error(response: Response) -> dict[str, object]:
+    """The error that an answer of comments ends with."""
+    assert (response.status, response.end) == (200, "cut")
+    assert not response.has_done
+    (data,) = response.data
+    error = json.loads(data)["error"]
+    assert isinstance(error, dict)
+    return error
+
+
+async def test_a_slow_answer_begins_with_comments_and_goes_on_unchanged(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+    upstream.answers(after(LATE, sse(FIRST)))
+    async with running(tmp_path, {"one": upstream}, SOON) as relay:
+        response = await relay.post(CHAT, ask())
+        assert (response.status, response.end) == (200, "complete")
+        assert response.body.startswith(COMMENT + COMMENT)
+        assert without_comments(response) == b"".join(FIRST)
+        assert response.header("content-type") == b"text/event-stream"
+        assert response.header("x-relay-route") == b"fast"
+        assert response.header("x-relay-request-id") == response.header("x-request-id") is not None
+        assert response.header("x-relay-upstream") is None and response.header("x-relay-attempts") is None
+        (line,) = await relay.wait_log(outcome="complete")
+        assert line["status"] == 200
+        metrics = await at_rest(relay)
+        assert metrics.value("relay_stream_fidelity_total", mode="rewritten", why="heartbeat") == 1
+
+
+@pytest.mark.parametrize("status", [400, 401, 429, 500])
+async def test_within_the_grace_period_a_status_is_real(upstream: ScriptedUpstream, tmp_path: Path, status: int) -> None:
+    upstream.answers(error_answer(status))
+    async with running(tmp_path, {"one": upstream}, {"heartbeat": {"after": "5s"}}) as relay:
+        response = await relay.post(CHAT, ask())
+        assert response.status == (502 if status == 401 else status)
+        assert response.end == "complete"
+
+
+async def test_a_quick_stream_is_untouched(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+    upstream.answers(sse(FIRST, pause=0.02))
+    async with running(tmp_path, {"one": upstream}, {"heartbeat": {"after": "10s", "every": "10s"}}) as relay:
+        response = await relay.post(CHAT, ask())
+        assert response.body == b"".join(FIRST)
+        assert response.header("x-relay-upstream") == b"one"
+        metrics = await at_rest(relay)
+        assert metrics.value("relay_stream_fidelity_total", mode="exact") == 1
+
+
+FAILURES = {
+    "refusal": error_answer(503),
+    "error event": sse([b'data: {"error":{"message":"no","type":"server_error"}}\n\n']),
+    "cut": sse(FIRST[:1], end="fin"),
+    "an answer that is no stream": json_answer({"id": "x", "choices": []}),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES)
+async def test_another_target_takes_over_in_a_begun_answer(
+    upstream: ScriptedUpstream, second: ScriptedUpstream, tmp_path: Path, failure: Script
+) -> None:
+    upstream.answers(after(LATE, failure))
+    second.answers(after(0.1, sse(SECOND)))
+    async with running(tmp_path, {"one": upstream, "two": second}, SOON) as relay:
+        response = await relay.post(CHAT, ask())
+        assert (response.status, response.end) == (200, "complete")
+        assert without_comments(response) == b"".join(SECOND)
+        await relay.wait_log(outcome="complete", upstream="two")
+
+
+@pytest.mark.parametrize(
+    ("failure", "outcome", "message"),
+    [
+        (error_answer(400), "rejected", "scripted 400"),
+        (error_answer(503), "upstream_failed", "scripted 503"),
+        (error_answer(401), "upstream_failed", None),
+        (sse(FIRST[:1], end="fin"), "upstream_failed", None),
+        (json_answer({"id": "x", "choices": []}), "upstream_failed", None),
+    ],
+)
+async def test_what_would_have_been_a_status_ends_a_begun_answer_as_an_error_event(
+    upstream: ScriptedUpstream, tmp_path: Path, failure: Script, outcome: str, message: str | None
+) -> None:
+    upstream.answers(after(LATE, failure))
+    async with running(tmp_path, {"one": upstream}, SOON) as relay:
+        error = in_stream_error(await relay.post(CHAT, ask()))
+        if message is not None:
+            assert error["message"] == message
+        (line,) = await relay.wait_log(outcome=outcome)
+        assert line["status"] == 200
+        assert "sk-one" not in json.dumps(error)
+
+
+async def test_an_sdk_reads_over_comments_and_raises_on_the_error(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+    async with running(tmp_path, {"one": upstream}, SOON) as relay, openai.AsyncOpenAI(base_url=relay.url, api_key="none") as client:
+        upstream.answers(after(LATE, sse(FIRST)))
+        stream = await client.chat.completions.create(model="fast", messages=[{"role": "user", "content": "hi"}], stream=True)
+        assert "".join([chunk.choices[0].delta.content or "" async for chunk in stream if chunk.choices]) == "abc"
+        upstream.answers(after(LATE, error_answer(503)))
+        stream = await client.chat.completions.create(model="fast", messages=[{"role": "user", "content": "hi"}], stream=True)
+        with pytest.raises(openai.APIError, match="scripted 503"):
+            async for _ in stream:
+                raise AssertionError("an event before the error")
+
+
+async def test_the_responses_api_gets_its_own_kind_of_error(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+    upstream.answers(after(LATE, error_answer(400)))
+    async with running(tmp_path, {"one": upstream}, SOON) as relay:
+        response = await relay.post("/v1/responses", {"model": "fast", "input": "hi", "stream": True})
+        assert b'event: error\ndata: {"type":"error","error":{"message":"scripted 400"' in response.body
+
+
+async def test_a_silence_between_events_is_filled_and_one_inside_an_event_is_not(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+    halves = (FIRST[2][:30], FIRST[2][30:])
+
+    async def slow(peer: Peer) -> None:
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for piece in (b"".join(FIRST[:2]), *halves, b"".join(FIRST[3:])):
+            await peer.send_chunk(piece)
+            await asyncio.sleep(0.25)
+        await peer.send(b"0\r\n\r\n")
+
+    upstream.answers(slow)
+    async with running(tmp_path, {"one": upstream}, SOON) as relay:
+        response = await relay.post(CHAT, ask())
+        assert without_comments(response) == b"".join(FIRST)
+        assert FIRST[2] in response.body
+        before, _, rest = response.body.partition(FIRST[2])
+        assert COMMENT in before and COMMENT in rest
+        assert not response.body.partition(b"[DONE]")[2].count(COMMENT)
+        assert response.header("x-relay-upstream") == b"one"
+
+
+@pytest.mark.parametrize("value", [ask(is_stream=False), {"model": "fast", "input": "hi"}])
+async def test_answers_that_are_no_streams_are_waited_for(upstream: ScriptedUpstream, tmp_path: Path, value: dict[str, object]) -> None:
+    upstream.answers(after(LATE, json_answer({"id": "x", "choices": []})))
+    async with running(tmp_path, {"one": upstream}, SOON) as relay:
+        response = await relay.post(CHAT if "messages" in value else "/v1/embeddings", value)
+        assert response.header("content-type") == b"application/json"
+        assert response.json()["id"] == "x"
+
+
+async def test_a_client_that_leaves_a_begun_answer_ends_its_attempt(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+    upstream.answers(hang())
+    async with running(tmp_path, {"one": upstream}, SOON) as relay:
+        async with await begin(relay) as client:
+            await client.read_until(COMMENT)
+        await upstream.wait_closed(upstream.requests[0])
+        await relay.wait_log(outcome="client_gone")
+
+
+async def test_a_shutdown_ends_a_begun_answer_with_an_error_event(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+    upstream.answers(hang())
+    async with relay_in_loop(config({"one": upstream}, SOON, server={"drain": "100ms"}), tmp_path) as relay:
+        async with await begin(relay) as client:
+            await client.read_until(COMMENT)
+            draining = asyncio.create_task(relay.drain())
+            error = in_stream_error(await client.read_response())
+            await draining
+        assert error["code"] == "server_shutting_down"
+        assert relay.metrics_now().sum("relay_requests_total", outcome="drained") == 1
+
+
+async def test_a_stalled_target_of_a_begun_answer_is_left_for_the_next(
+    upstream: ScriptedUpstream, second: ScriptedUpstream, tmp_path: Path
+) -> None:
+    upstream.answers(hang())
+    second.answers(sse(SECOND))
+    timeouts = {"connect": "5s", "first_token": "400ms", "between_tokens": "20s", "write": "8s", "total": "60s"}
+    async with running(tmp_path, {"one": upstream, "two": second}, SOON, timeouts=timeouts) as relay:
+        response = await relay.post(CHAT, ask())
+        assert response.body.startswith(COMMENT)
+        assert without_comments(response) == b"".join(SECOND)
+
+
+async def test_comments_go_on_while_a_backup_is_waited_for(upstream: ScriptedUpstream, second: ScriptedUpstream, tmp_path: Path) -> None:
+    upstream.answers(sse(FIRST))
+    second.answers(after(0.3, sse(SECOND)))
+    settings = {**SOON, "hedge": {"after": "50ms", "at_most": "50%"}}
+    async with running(tmp_path, {"one": upstream, "two": second}, settings) as relay:
+        await relay.post(CHAT, ask())
+        upstream.answers(hang())
+        response = await relay.post(CHAT, ask())
+        assert response.body.startswith(COMMENT)
+        assert without_comments(response) == b"".join(SECOND)
+
+
+async def test_a_byte_order_mark_does_not_spoil_the_first_event(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+    upstream.answers(after(LATE, sse([b"\xef\xbb\xbf" + FIRST[0], *FIRST[1:]])))
+    async with running(tmp_path, {"one": upstream}, SOON) as relay:
+        assert without_comments(await relay.post(CHAT, ask())) == b"".join(FIRST)

@@ -1,0 +1,133 @@
+"""A real Prometheus scrapes a relay under some of everything: every query of the board and of the rules finds data."""
+
+import asyncio
+import json
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Thread
+from typing import Any, Final
+
+import pytest
+import yaml
+
+from grafana.build import FILE
+from grafana.flaky import FlakyUpstream
+from grafana.load import run_load
+from relay.config.tree import Slo
+from relay.telemetry.rules import make_rules, to_yaml
+from tests.conftest import RelayWith
+from tests.fakes.relay import RelayProcess
+from tests.grafana.expressions import panels, selectors, substituted
+from tests.servers import ROOT, Prometheus, running_prometheus
+
+KEYS: Final = ("sk-demo-alice", "sk-demo-bob")
+LOAD_SECONDS: Final = 10.0
+WORKERS: Final = 8
+INTERVAL: Final = "30s"
+"""For `$__rate_interval` and `$__range`: the whole test."""
+OUTCOMES: Final = frozenset(
+    {"complete", "invalid_request", "unauthorized", "rejected", "upstream_failed", "upstream_cut", "upstream_stalled", "upstream_error"}
+    | {"client_gone", "client_stalled"}
+)
+"""Those that the load brings about."""
+BOARD: Final[dict[str, Any]] = json.loads(FILE.read_text())
+TARGETS: Final = [(panel["title"], target["expr"]) for panel in panels(BOARD) for target in panel["targets"]]
+RULES: Final = [rule for group in make_rules(Slo())["groups"] for rule in group["rules"]]
+of_target = pytest.mark.parametrize(
+    "expression", [expression for _, expression in TARGETS], ids=[f"{title}-{number}" for number, (title, _) in enumerate(TARGETS)]
+)
+
+
+@contextmanager
+def flaky_upstream() -> Iterator[str]:
+    """Run the upstream with faults, out of service for two seconds of the load; yields its address."""
+    server = FlakyUpstream("127.0.0.1", 0, period=30, outage=2)
+    thread = Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+async def prometheus(shared_relay_with: RelayWith, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    """A Prometheus that has watched a relay under load, asked when the load is over."""
+    config = yaml.safe_load((ROOT / "config/demo.yaml").read_text()) | {"metrics": {}}
+    folder = tmp_path_factory.mktemp("prometheus")
+    with flaky_upstream() as url:
+        relay: RelayProcess = await shared_relay_with(config, env={"LOAD_URL": url})
+        rules = to_yaml(make_rules(Slo()), "rules").replace("interval: 30s", "interval: 1s")
+        with running_prometheus(folder, [f"127.0.0.1:{relay.port}"], rules=rules) as server:
+            await asyncio.to_thread(server.wait_for, 'up{job="relay"} == 1')
+            until = time.monotonic() + LOAD_SECONDS
+            loading = asyncio.to_thread(
+                run_load, f"http://127.0.0.1:{relay.port}", KEYS, workers=WORKERS, is_over=lambda: time.monotonic() > until, pause=0.05
+            )
+            work = asyncio.create_task(loading)
+            await asyncio.sleep(LOAD_SECONDS / 2)  # a reload in the middle of it all
+            relay.process.send_signal(signal.SIGHUP)
+            await work
+            await relay.settled(within=10)
+            await asyncio.to_thread(seen_all_outcomes, server)
+            yield server
+
+
+def seen_all_outcomes(server: Prometheus) -> None:
+    """Wait until the last of what happened has been scraped."""
+    deadline = time.monotonic() + 5
+    missing: set[str] = set(OUTCOMES)
+    while missing and time.monotonic() < deadline:
+        found = {sample["metric"]["outcome"] for sample in server.query("relay_requests_total > 0")}
+        missing = set(OUTCOMES) - found
+        time.sleep(0.2)
+    assert not missing, f"the load did not bring about {missing}"
+
+
+async def test_prometheus_reaches_the_relay(prometheus: Prometheus) -> None:
+    assert [sample["value"][1] for sample in prometheus.query('up{job="relay"}')] == ["1"]
+
+
+@of_target
+async def test_query_of_a_panel_finds_data(expression: str, prometheus: Prometheus) -> None:
+    found = prometheus.query(substituted(expression, interval=INTERVAL, span=INTERVAL))
+    assert found
+    assert any(sample["value"][1] != "NaN" for sample in found), found
+
+
+async def test_the_reload_is_marked(prometheus: Prometheus) -> None:
+    (annotation,) = BOARD["annotations"]["list"]
+    assert prometheus.query(substituted(annotation["expr"], interval=INTERVAL, span=INTERVAL))
+
+
+async def test_variables_find_their_values(prometheus: Prometheus) -> None:
+    for variable in BOARD["templating"]["list"]:
+        if variable["type"] == "query":
+            series, _, label = variable["query"]["query"].removeprefix("label_values(").removesuffix(")").rpartition(", ")
+            found = {sample["metric"].get(label) for sample in prometheus.query(substituted(series, interval=INTERVAL, span=INTERVAL))}
+            assert found - {None}, variable["name"]
+
+
+async def test_every_rule_is_evaluated_without_an_error(prometheus: Prometheus) -> None:
+    rules = prometheus.rules()
+    assert len(rules) == len(RULES)
+    assert {(rule["health"], rule.get("lastError", "")) for rule in rules} == {("ok", "")}
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.get("record", rule.get("alert")))
+async def test_rule_has_data_to_judge(rule: dict[str, Any], prometheus: Prometheus) -> None:
+    if "record" in rule:
+        assert prometheus.query(rule["record"])
+    for selector in selectors(rule["expr"]):
+        matchers = ", ".join(f'{label}=~"{value}"' for label, value in selector.labels.items() if "!" not in rule["expr"])
+        assert prometheus.query(f"{selector.metric}{{{matchers}}}"), selector
+
+
+async def test_failures_of_the_load_use_up_the_budget(prometheus: Prometheus) -> None:
+    (fast,) = prometheus.query('route:relay_requests_bad:ratio_rate5m{route="fast"}')
+    assert 0 < float(fast["value"][1]) < 1
+    assert prometheus.query('ALERTS{alertname="RelayErrorBudgetBurnFast", route="fast"}')
