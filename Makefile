@@ -17,7 +17,7 @@ PYTEST = $(BIN)/python -m pytest $(NO_SKIPS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test slow lint format types bench matrix clean
+.PHONY: help run test slow lint format types bench matrix pictures clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -48,6 +48,10 @@ bench: $(READY_DEV) ## measure the relay against other proxies
 
 matrix: $(READY_DEV) ## run every fault against a relay and print the table
 	@$(BIN)/python -m tests.matrix $(ARGS)
+
+pictures: $(READY_DEV) ## draw the board for docs/, from real data
+	@$(PIP) install --constraint constraints.txt --group docs
+	@$(BIN)/python -m grafana.pictures $(ARGS)
 
 clean: ## remove the virtual environment and every cache
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -46,6 +46,8 @@ class Spec:
     """Streams per second of the `open` pattern."""
     ramp_seconds: float = 0.5
     body_bytes: int = 1000
+    is_numbered: bool = False
+    """Whether each request has a number of its own, in a header that proxies pass on."""
     seed: int = 1
 
 
@@ -71,7 +73,7 @@ def request_bytes(spec: Spec) -> bytes:
 class Tally:
     """Counters and samples of a run."""
 
-    __slots__ = ("delays", "errors", "events", "requests", "shown", "ttfts")
+    __slots__ = ("delays", "errors", "events", "fallback_ttfts", "requests", "shown", "ttfts")
 
     def __init__(self) -> None:
         self.events = self.requests = self.errors = 0
@@ -80,7 +82,7 @@ class Tally:
 
     def forget(self) -> None:
         """Drop the samples, keep the counters."""
-        self.delays, self.ttfts = array("q"), array("q")
+        self.delays, self.ttfts, self.fallback_ttfts = array("q"), array("q"), array("q")
 
     def fail(self, why: str) -> None:
         """Count a failure and keep its words if it is among the first."""
@@ -105,13 +107,26 @@ def quantiles(samples: Sequence[int]) -> dict[str, float]:
 class Caller(asyncio.Protocol):
     """One connection: asks, reads the answer to its end, and tells the generator."""
 
-    __slots__ = ("_asked_at", "_carry", "_expected", "_generator", "_head", "_left", "_seen", "_tally", "_transport", "is_busy")
+    __slots__ = (
+        "_asked_at",
+        "_carry",
+        "_expected",
+        "_generator",
+        "_head",
+        "_is_fallback",
+        "_left",
+        "_seen",
+        "_tally",
+        "_transport",
+        "is_busy",
+    )
 
     def __init__(self, generator: "Generator") -> None:
         self._generator = generator
         self._tally = generator.tally
         self._expected = generator.expected
         self._head: bytes | None = b""
+        self._is_fallback = False
         self.is_busy = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -130,7 +145,7 @@ class Caller(asyncio.Protocol):
         self.is_busy = True
         self._head, self._carry, self._left, self._seen = b"", b"", 0, 0
         self._asked_at = monotonic_ns()
-        self._transport.write(self._generator.request)
+        self._transport.write(self._generator.next_request())
 
     def close(self) -> None:
         """Close the connection."""
@@ -166,6 +181,7 @@ class Caller(asyncio.Protocol):
             self._tally.fail(f"{data[:300]!r}")
             self.is_busy = False
             self._transport.close()
+        self._is_fallback = b"\r\nx-relay-attempts: 2\r\n" in head
         _, _, length = head.partition(b"\r\ncontent-length:")
         self._left = int(length.partition(b"\r\n")[0]) if length else 0
         return data[end + 4 :]
@@ -175,7 +191,7 @@ class Caller(asyncio.Protocol):
         tally.events += 1
         tally.delays.append(now - sent_at)
         if not self._seen:
-            tally.ttfts.append(now - self._asked_at)
+            (tally.fallback_ttfts if self._is_fallback else tally.ttfts).append(now - self._asked_at)
             self._generator.on_first(self)
         self._seen += 1
 
@@ -194,7 +210,8 @@ class Generator:
 
     def __init__(self, spec: Spec, loop: asyncio.AbstractEventLoop) -> None:
         self.spec = spec
-        self.request = request_bytes(spec)
+        self._request = request_bytes(spec)
+        self._number = 0
         script = parse_name(spec.model)
         self.expected = script.events if script else 0
         self.tally = Tally()
@@ -205,6 +222,13 @@ class Generator:
         self._idle: list[Caller] = []
         self._callers: set[Caller] = set()
         self._ready = asyncio.Event()
+
+    def next_request(self) -> bytes:
+        """Return the bytes of one request."""
+        if not self.spec.is_numbered:
+            return self._request
+        self._number += 1
+        return self._request.replace(b"\r\n", b"\r\nx-client-request-id: %d\r\n" % self._number, 1)
 
     async def start(self) -> None:
         """Open the connections over the ramp and wait until each has its first event or answer."""
@@ -275,8 +299,16 @@ class Generator:
         self.is_stopping = True
         for caller in list(self._callers):
             caller.close()
-        ttft, delay = quantiles(self.tally.ttfts), quantiles(self.tally.delays)
-        return {**self.tally.counters(), "ttft": ttft, "delay": delay, "first_errors": self.tally.shown}
+        tally = self.tally
+        of_all, of_fallbacks = quantiles([*tally.ttfts, *tally.fallback_ttfts]), quantiles(tally.fallback_ttfts)
+        return {
+            **tally.counters(),
+            "ttft": of_all,
+            "ttft_first": quantiles(tally.ttfts),
+            "ttft_fallback": of_fallbacks,
+            "delay": quantiles(tally.delays),
+            "first_errors": tally.shown,
+        }
 
 
 def _say(record: dict[str, object]) -> None:

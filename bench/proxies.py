@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bench.process import Child, free_port
 
-NAMES = ("relay", "nginx", "conventional", "direct")
+NAMES = ("relay", "nginx", "conventional", "workers", "direct")
 KEY = "sk-bench-0123456789abcdef"
 _START_SECONDS = 15.0
 
@@ -49,10 +49,10 @@ class Recipe:
     secure_port: int
 
 
-def _relay(folder: Path, upstream: Upstream) -> Recipe:
+def _relay(folder: Path, upstream: Upstream, workers: int = 1) -> Recipe:
     port = free_port()
     config = {
-        "server": {"listen": f"127.0.0.1:{port}"},
+        "server": {"listen": f"127.0.0.1:{port}", "workers": workers},
         "upstreams": {
             "plain": {"base_url": f"http://127.0.0.1:{upstream.plain_port}/v1", "api_key": "sk-upstream"},
             "secure": {"base_url": f"https://127.0.0.1:{upstream.secure_port}/v1", "api_key": "sk-upstream", "ca_file": upstream.ca_file},
@@ -63,6 +63,19 @@ def _relay(folder: Path, upstream: Upstream) -> Recipe:
     path = folder / "relay.yaml"
     path.write_text(json.dumps(config, indent=2))  # JSON is YAML
     return Recipe(argv=(sys.executable, "-m", "relay", "serve", "--config", str(path)), plain_port=port, secure_port=port)
+
+
+def _workers(folder: Path, upstream: Upstream) -> Recipe:
+    return _relay(folder, upstream, workers=2)
+
+
+def relay_with(folder: Path, upstream: Upstream, routes: dict[str, object]) -> Recipe:
+    """Return the relay with routes of its own, everything else as in the comparison."""
+    recipe = _relay(folder, upstream)
+    path = folder / "relay.yaml"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "routes": {**config["routes"], **routes}}, indent=2))
+    return recipe
 
 
 def _conventional(folder: Path, upstream: Upstream) -> Recipe:
@@ -121,7 +134,12 @@ def _nginx(folder: Path, upstream: Upstream) -> Recipe | None:
     return Recipe(argv=(program, "-e", "stderr", "-p", str(folder), "-c", str(path)), plain_port=plain, secure_port=secure)
 
 
-_RECIPES: dict[str, Callable[[Path, Upstream], Recipe | None]] = {"relay": _relay, "nginx": _nginx, "conventional": _conventional}
+_RECIPES: dict[str, Callable[[Path, Upstream], Recipe | None]] = {
+    "relay": _relay,
+    "nginx": _nginx,
+    "conventional": _conventional,
+    "workers": _workers,
+}
 
 
 async def _listens(port: int, child: Child) -> bool:
@@ -137,16 +155,34 @@ async def _listens(port: int, child: Child) -> bool:
     return False
 
 
+async def _all_ready(port: int) -> None:
+    """Wait until every worker takes connections: a load that comes before would meet one of them only."""
+    async with asyncio.timeout(_START_SECONDS):
+        while True:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            answer = await reader.read()
+            writer.close()
+            if b'"ready"' in answer:
+                return
+            await asyncio.sleep(0.05)
+
+
 async def start(name: str, folder: Path, upstream: Upstream, cores: frozenset[int] | None) -> Proxy | str:
     """Start one proxy in a folder of its own; returns why not, in words, when it cannot be compared here."""
     if name == "direct":
         return Proxy(name=name, child=None, plain_port=upstream.plain_port, secure_port=upstream.secure_port)
     folder.mkdir(parents=True, exist_ok=True)
     recipe = _RECIPES[name](folder, upstream)
-    if recipe is None:
-        return "not installed"
+    return "not installed" if recipe is None else await start_recipe(name, recipe, folder, cores)
+
+
+async def start_recipe(name: str, recipe: Recipe, folder: Path, cores: frozenset[int] | None) -> Proxy | str:
+    """Start what the recipe says; returns why not, in words, when it does not listen."""
     child = await Child.start(recipe.argv, cores=cores, complaints=folder / "stderr.log")
     if not await _listens(recipe.plain_port, child):
         await child.stop()
         return f"did not start: {child.last_words()}"
+    if name == "workers":
+        await _all_ready(recipe.plain_port)
     return Proxy(name=name, child=child, plain_port=recipe.plain_port, secure_port=recipe.secure_port)

@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench import proxies
+from bench import clocks, proxies, scrapes
+from bench.load import quantiles
 from bench.measure import Cores, cpu_seconds, machine_busy_seconds, probe_core, resident_bytes
 from bench.process import Child
 from bench.proxies import Proxy, Upstream
-from bench.script import IDLE_EVENTS, JSON_MODEL, Script
+from bench.script import IDLE_EVENTS, JSON_MODEL, LOSERS_FILE, REFUSE_PREFIX, STALL_PREFIX, STALL_SECONDS, Script
 
 Reading = dict[str, Any]
 """What one turn of one proxy gave."""
@@ -36,13 +37,29 @@ class Run:
     body_bytes: int = 1000
     warm_seconds: float = 1.0
     window_seconds: float = 4.0
+    routes: dict[str, object] | None = None
+    """Routes of a relay of its own, which alone is measured, once and with whole windows; None: everybody as they are."""
     with_direct: bool = False
     """Whether the upstream is also asked without a proxy, as the baseline of delays."""
+    only: frozenset[str] = frozenset()
+    """The proxies that take part; empty for all that people compare."""
+
+    def is_for(self, proxy: str) -> bool:
+        """Tell whether a proxy gets turns in this run."""
+        if self.only:
+            return proxy in self.only
+        if self.routes is not None:
+            return proxy == "relay"
+        return proxy != "workers" and (proxy != "direct" or self.with_direct)
 
 
+_BRIEF = Script(events=5, interval_us=2_000)
 _SPARSE = Script(events=10**6, interval_us=10_000)
 SHORT_EVENTS = 5
 """Content events of the short streams: at 40 at a time, 10 ms apart, they make about the event rate of the sparse run."""
+
+SERIES_ROUTES = 165
+"""Routes of the scraped relay: each has about 62 series, so that there are 10,000."""
 
 RUNS = {
     run.name: run
@@ -74,7 +91,46 @@ RUNS = {
             model=Script(events=IDLE_EVENTS, interval_us=3_600_000_000).name(),
             with_direct=False,
         ),
+        Run(
+            name="scrape",
+            pattern="hold",
+            connections=200,
+            model=replace(_SPARSE, interval_us=50_000).name(),
+            routes={**{f"route-{number}": "plain/m" for number in range(SERIES_ROUTES)}, "*": "plain/*"},
+        ),
+        Run(name="clocks", pattern="script", connections=0, model="clock", routes={"*": "plain/*"}),
+        Run(name="workers", pattern="hold", connections=40, model=_SPARSE.name(), only=frozenset({"relay", "workers"})),
         Run(name="body-1mib", pattern="closed", connections=2, model=JSON_MODEL, body_bytes=2**20, window_seconds=2.5),
+        Run(
+            name="fallback",
+            pattern="open",
+            connections=16,
+            model=f"main-{_BRIEF.name()}",
+            rate=40.0,
+            window_seconds=5.0,
+            routes={"main-*": [f"plain/{REFUSE_PREFIX}*", "plain/*"]},
+        ),
+        Run(
+            name="hedging",
+            pattern="open",
+            connections=32,
+            model=f"main-{_BRIEF.name()}",
+            rate=40.0,
+            warm_seconds=3.0,
+            window_seconds=9.0,
+            routes={"main-*": {"to": [f"plain/{STALL_PREFIX}*", "plain/*"], "hedge": {"after": "p95", "at_most": "10%"}}},
+        ),
+        Run(
+            name="no-hedging",
+            pattern="open",
+            connections=64,
+            model=f"main-{_BRIEF.name()}",
+            rate=40.0,
+            # What is sampled in the window began up to ten seconds before.
+            warm_seconds=STALL_SECONDS,
+            window_seconds=6.0,
+            routes={"main-*": [f"plain/{STALL_PREFIX}*", "plain/*"]},
+        ),
     )
 }
 
@@ -82,8 +138,9 @@ _NEEDS = {
     "stream-tls": ("stream-sparse", "stream-tls"),
     "stream-overhead": ("stream-sparse", "stream-overhead"),
     "event-delay": ("stream-sparse",),
+    "hedging": ("hedging", "no-hedging"),
 }
-SCENARIOS = (*RUNS, "event-delay")
+SCENARIOS = (*(name for name in RUNS if name != "no-hedging"), "event-delay")
 """Every name that `--only` takes; the delay of events is read in the sparse run."""
 
 
@@ -128,6 +185,7 @@ async def _load(bench: Bench, run: Run, proxy: Proxy, seed: int) -> AsyncIterato
         "connections": run.connections,
         "rate": run.rate,
         "body_bytes": run.body_bytes,
+        "is_numbered": run.routes is not None,
         "ramp_seconds": (0.8 if run.pattern == "hold" else 0.2) * min(1.0, 2 * bench.haste),
         "seed": seed,
     }
@@ -177,6 +235,8 @@ async def take_turn(bench: Bench, run: Run, proxy: Proxy, number: int) -> Readin
         "errors": after["errors"],
         "first_errors": report["first_errors"],
         "ttft": report["ttft"],
+        "ttft_first": report["ttft_first"],
+        "ttft_fallback": report["ttft_fallback"],
         "delay": report["delay"],
     }
 
@@ -213,12 +273,69 @@ async def weigh(bench: Bench, run: Run, named: Proxy, number: int) -> Reading:
     }
 
 
+@asynccontextmanager
+async def _own_relay(bench: Bench, run: Run, upstream: Upstream) -> AsyncIterator[tuple[Proxy, Path]]:
+    """Run a relay with the run's own routes; yields it and its folder."""
+    folder = bench.folder / f"relay-{run.name}"
+    folder.mkdir()
+    recipe = proxies.relay_with(folder, upstream, run.routes or {})
+    proxy = await proxies.start_recipe("relay", recipe, folder, bench.cores.proxy)
+    if isinstance(proxy, str) or proxy.child is None:
+        raise RuntimeError(f"relay {proxy}")
+    try:
+        yield proxy, folder
+    finally:
+        await proxy.child.stop()
+
+
+async def take_own_turn(bench: Bench, run: Run) -> Reading:
+    """Put the run's load on a relay with the run's own routes; return what the window showed, and how long losers stayed open (ms)."""
+    losers = bench.folder / LOSERS_FILE
+    losers.unlink(missing_ok=True)
+    async with _own_relay(bench, run, bench.upstream) as (proxy, _):
+        reading = await take_turn(replace(bench, haste=1.0), run, proxy, 0)
+    lines = losers.read_text().split() if losers.exists() else []
+    return {**reading, "losers": quantiles([round(float(line) * 1e6) for line in lines])}
+
+
+async def scrape(bench: Bench, run: Run) -> Reading:
+    """Load a relay with 10,000 series; return the delays of events in a window without scrapes, and in one with a scrape each second."""
+    whole = replace(bench, haste=1.0)
+    async with _own_relay(bench, run, bench.upstream) as (proxy, _):
+        page = await scrapes.read_page(proxy.plain_port)
+        alone = await take_turn(whole, run, proxy, 0)
+        task = asyncio.create_task(scrapes.each_second(proxy.plain_port))
+        try:
+            scraped = await take_turn(whole, run, proxy, 1)
+        finally:
+            task.cancel()
+            ended = (await asyncio.gather(task, return_exceptions=True))[0]
+        if not isinstance(ended, asyncio.CancelledError):
+            raise RuntimeError(f"a scrape failed: {ended}")
+    series = sum(not line.startswith(b"#") for line in page.splitlines())
+    return {**scraped, "delay_alone": alone["delay"], "cpu_alone_seconds": alone["cpu_seconds"], "series": series}
+
+
+async def compare_clocks(bench: Bench, run: Run) -> Reading:
+    """Put a relay before an upstream of our own; return by how many milliseconds the clocks of its log are off."""
+    sent: dict[str, dict[str, float]] = {}
+    async with clocks.scripted(sent) as port, _own_relay(bench, run, replace(bench.upstream, plain_port=port)) as (proxy, folder):
+        await clocks.ask_all(proxy.plain_port)
+        lines = await clocks.read_log(folder / "stderr.log", clocks.STREAMS)
+    off = [round(difference * 1e6) for difference in clocks.differences(sent, lines)]
+    return {"off": quantiles(off), "errors": 0, "first_errors": []}
+
+
+_OWN_TURNS = {"scrape": scrape, "clocks": compare_clocks}
+"""Runs that are measured in a way of their own."""
+
+
 async def repeat(bench: Bench, run: Run, running: Mapping[str, Proxy], rounds: int) -> dict[str, list[Reading]]:
     """Give each proxy its turn, round after round; a proxy whose turn came to nothing gets no further one in this run."""
     readings: dict[str, list[Reading]] = {name: [] for name in running}
-    for number in range(rounds):
+    for number in range(rounds if run.routes is None else 1):
         for name, proxy in running.items():
-            if (name == "direct" and not run.with_direct) or any(reading.get("is_void") for reading in readings[name]):
+            if not run.is_for(name) or any(reading.get("is_void") for reading in readings[name]):
                 continue
             reading = await _try_turn(bench, run, proxy, number)
             readings[name].append(reading)
@@ -230,6 +347,8 @@ async def _try_turn(bench: Bench, run: Run, proxy: Proxy, number: int) -> Readin
     if asyncio.get_running_loop().time() > bench.ends_at:
         return _void("not run: out of time")
     try:
+        if run.routes is not None:
+            return await _OWN_TURNS.get(run.name, take_own_turn)(bench, run)
         return await (weigh if run.name == "memory" else take_turn)(bench, run, proxy, number)
     except RuntimeError as why:
         return _void(str(why))
@@ -244,6 +363,8 @@ def _brief(reading: Reading) -> str:
         return f"void, {reading['first_errors'][0]}"
     if "rest_bytes" in reading:
         return f"{reading['rest_bytes'] / 2**20:.1f} MiB at rest, {reading['stream_bytes'] / 1024:.1f} KiB per stream"
+    if "off" in reading:
+        return f"{reading['off']['count']} clocks, off by {reading['off']['p99_ms']:.2f} ms at p99"
     told = f"{reading['events']} events, {reading['requests']} requests"
     told += f", proxy {reading['busy_share']:.0%}, load {reading['load_share']:.0%}, others {reading['others_share']:.0%} of a core"
     return told + (f", {reading['errors']} errors: {reading['first_errors']}" if reading["errors"] else "")

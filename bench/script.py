@@ -18,7 +18,19 @@ JSON_MODEL = "json"
 IDLE_EVENTS = 10**9
 """Events of a stream that never ends by itself."""
 
-_NAME = re.compile(r"(?:tls-)?s-(\d+)-(\d+)-(\d+)")
+STALL_PREFIX = "stall-"
+"""One request in `STALL_EVERY` for such a model gets no byte for `STALL_SECONDS`."""
+STALL_EVERY = 20
+STALL_AFTER = 80
+"""Requests that are answered first: the connections of the load get ready, and the relay learns what is usual."""
+STALL_SECONDS = 10.0
+REFUSE_PREFIX = "refuse-"
+"""One request in `REFUSE_EVERY` for such a model is answered 503: seldom enough that the target is not sent to rest."""
+REFUSE_EVERY = 3
+LOSERS_FILE = "losers"
+"""File of the upstream: for each stalled request beside which a backup was answered, the milliseconds until it was given up."""
+
+_NAME = re.compile(r"(?:[a-z]+-)?s-(\d+)-(\d+)-(\d+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

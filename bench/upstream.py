@@ -23,10 +23,23 @@ from typing import cast
 import trustme
 import uvloop
 
-from bench.script import CLOCK_DIGITS, MARK, Script, parse_name
+from bench.script import (
+    CLOCK_DIGITS,
+    LOSERS_FILE,
+    MARK,
+    REFUSE_EVERY,
+    REFUSE_PREFIX,
+    STALL_AFTER,
+    STALL_EVERY,
+    STALL_PREFIX,
+    STALL_SECONDS,
+    Script,
+    parse_name,
+)
 
 _MODEL = re.compile(rb'"model"\s*:\s*"([^"]*)"')
 _LENGTH = re.compile(rb"\r\ncontent-length:\s*(\d+)", re.IGNORECASE)
+_NUMBER = re.compile(rb"\r\nx-client-request-id: *(\d+)", re.IGNORECASE)
 _MODEL_WITHIN = 4096
 """The load generator writes `model` first; no need to search a whole megabyte for it."""
 
@@ -53,6 +66,13 @@ _ANSWER = json.dumps(
 _JSON_RESPONSE = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nx-request-id: req_bench\r\ncontent-length: %d\r\n\r\n%b" % (
     len(_ANSWER),
     _ANSWER,
+)
+
+
+_REFUSAL_BODY = b'{"error":{"message":"busy","type":"server_error","code":null}}'
+_REFUSAL = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (
+    len(_REFUSAL_BODY),
+    _REFUSAL_BODY,
 )
 
 
@@ -90,14 +110,72 @@ class Timetables:
         return now + (slot - now) % interval
 
 
+class Faults:
+    """Which requests for the models with faults meet them, and what became of those that were left waiting."""
+
+    __slots__ = ("_losers", "_refusable", "_stallable", "stalled")
+
+    def __init__(self, losers: Path) -> None:
+        self._losers = losers
+        self._refusable = self._stallable = 0
+        self.stalled: dict[bytes, Peer] = {}
+        """The connections that are left waiting, by the number of the request."""
+
+    def refuses(self) -> bool:
+        """Tell whether the next request of its kind is refused."""
+        self._refusable += 1
+        return self._refusable % REFUSE_EVERY == 0
+
+    def stalls(self, peer: "Peer", number: bytes) -> bool:
+        """Tell whether the next request of its kind, on `peer`, is left waiting."""
+        self._stallable += 1
+        if self._stallable <= STALL_AFTER or self._stallable % STALL_EVERY:
+            return False
+        peer.waiting, peer.beaten_at = number, None
+        self.stalled[number] = peer
+        return True
+
+    def backed_up(self, number: bytes) -> None:
+        """Take note that a request was answered: if the same one is left waiting elsewhere, it was its backup."""
+        if number in self.stalled:
+            self.stalled[number].beaten_at = monotonic_ns()
+
+    def left(self, peer: "Peer") -> None:
+        """Take note that a connection is over."""
+        self.stalled.pop(peer.waiting, None)
+        if peer.beaten_at is not None:
+            with self._losers.open("a") as file:
+                file.write(f"{(monotonic_ns() - peer.beaten_at) / 1e6:.3f}\n")
+
+
 class Peer(asyncio.Protocol):
     """One connection: reads whole requests, answers each by the script in its model name."""
 
-    __slots__ = ("_after", "_before", "_buffer", "_due", "_interval", "_left", "_loop", "_need", "_tables", "_timer", "_transport")
+    __slots__ = (
+        "_after",
+        "_before",
+        "_buffer",
+        "_due",
+        "_faults",
+        "_interval",
+        "_left",
+        "_loop",
+        "_need",
+        "_tables",
+        "_timer",
+        "_transport",
+        "beaten_at",
+        "waiting",
+    )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, tables: Timetables) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, tables: Timetables, faults: Faults) -> None:
         self._loop = loop
         self._tables = tables
+        self._faults = faults
+        self.waiting = b""
+        """The number of the request that is left waiting here."""
+        self.beaten_at: int | None = None
+        """When the backup of the request that waits here was answered."""
         self._buffer = bytearray()
         self._need = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -110,6 +188,7 @@ class Peer(asyncio.Protocol):
         """Stop the stream, if one runs."""
         if self._timer is not None:
             self._timer.cancel()
+        self._faults.left(self)
 
     def data_received(self, data: bytes) -> None:
         """Collect one request (Content-Length only) and answer it."""
@@ -122,10 +201,32 @@ class Peer(asyncio.Protocol):
             self._need = end + 4 + (int(length[1]) if length else 0)
         if len(self._buffer) >= self._need:
             model = _MODEL.search(self._buffer, 0, _MODEL_WITHIN)
-            script = parse_name(model[1].decode()) if model else None
+            name = model[1].decode() if model else ""
+            number = self._number(name)
             del self._buffer[: self._need]  # not before the match was read: it looks into this very buffer
             self._need = 0
+            self._meet(name, number)
+
+    def _number(self, name: str) -> bytes:
+        """Return what tells the backup of a request, where that matters."""
+        if not (self._faults.stalled or name.startswith(STALL_PREFIX)):
+            return b""
+        found = _NUMBER.search(self._buffer, 0, _MODEL_WITHIN)
+        return found[1] if found else b""
+
+    def _meet(self, name: str, number: bytes) -> None:
+        """Answer, unless the model's name asks for a fault and it is this request's turn."""
+        script = parse_name(name)
+        if name.startswith(REFUSE_PREFIX) and self._faults.refuses():
+            self._transport.write(_REFUSAL)
+        elif name.startswith(STALL_PREFIX):
+            if self._faults.stalls(self, number):
+                self._timer = self._loop.call_later(STALL_SECONDS, self._answer, script)
+            else:
+                self._answer(script)
+        else:
             self._answer(script)
+            self._faults.backed_up(number)
 
     def _answer(self, script: Script | None) -> None:
         if script is None:
@@ -154,9 +255,9 @@ async def serve(folder: Path) -> None:
     authority.cert_pem.write_to_path(str(folder / "ca.pem"))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost", "127.0.0.1").configure_cert(context)
-    loop, tables = asyncio.get_running_loop(), Timetables()
-    plain = await loop.create_server(lambda: Peer(loop, tables), "127.0.0.1", 0, backlog=4096)
-    secure = await loop.create_server(lambda: Peer(loop, tables), "127.0.0.1", 0, backlog=4096, ssl=context)
+    loop, tables, faults = asyncio.get_running_loop(), Timetables(), Faults(folder / LOSERS_FILE)
+    plain = await loop.create_server(lambda: Peer(loop, tables, faults), "127.0.0.1", 0, backlog=4096)
+    secure = await loop.create_server(lambda: Peer(loop, tables, faults), "127.0.0.1", 0, backlog=4096, ssl=context)
     # Collecting the start-up objects again and again would be pauses in everybody's figures.
     gc.freeze()
     print(json.dumps({"plain": plain.sockets[0].getsockname()[1], "secure": secure.sockets[0].getsockname()[1]}), flush=True)

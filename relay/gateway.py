@@ -21,6 +21,7 @@ from relay.policy.targets import Targets
 from relay.ports import Limiter, Sink, Upload
 from relay.reception import Arrival, Reception
 from relay.wire.openai import error_event
+from relay.wire.tracing import span_id
 
 
 class Client(Sink, Protocol):
@@ -69,6 +70,7 @@ class Gateway:
 
     __slots__ = (
         "_admission",
+        "_chance",
         "_credential",
         "_forwarder",
         "_lateness",
@@ -103,6 +105,7 @@ class Gateway:
         self._forwarder = forwarder
         self._admission = Admission(limiter)
         self._observer = observer
+        self._chance = chance
         self._credential = credential
         self._lateness = lateness
         self._reception = Reception(make_id)
@@ -157,6 +160,7 @@ class Gateway:
                 None if upstream.is_passthrough else self._credential(upstream, secret),
                 upload_length=arrival.content_length,
                 is_upload=upload is not None,
+                span=span_id(self._chance()),
             )
 
         prices = snapshot.config.prices

@@ -13,6 +13,7 @@ from relay.policy.keys import Guesses, find_key
 from relay.ports import Upload
 from relay.wire.body import parse_body, peek_model
 from relay.wire.query import query_value
+from relay.wire.tracing import read_trace
 
 PEEK_BYTES = 2**20
 """Largest JSON body of an opaque path that is read before it is sent, to find its model."""
@@ -102,8 +103,9 @@ class Reception:
         model: str | None = None,
         received_at: float | None = None,
     ) -> ClientRequest:
+        request_id = self._make_id()
         return ClientRequest(
-            id=self._make_id(),
+            id=request_id,
             method=arrival.method,
             path=arrival.path,
             query=arrival.query,
@@ -116,6 +118,7 @@ class Reception:
             model=model,
             key=key,
             is_stream=body is not None and body.stream,
+            trace=read_trace(arrival.headers, request_id),
         )
 
     def unread(self, arrival: Arrival, key: Key | None, begun_at: float) -> Exchange:

@@ -50,13 +50,14 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "admission": _PURE_TOP | {"stream", "ports"},
     "gateway": _CORE | {"admission", "catalog", "planning", "reception"},
     "stores": _PURE_TOP,
-    "telemetry": _BASE,
+    "usage": frozenset(),
+    "telemetry": _BASE | {"usage"},
     "transport": _HALL | {"demo"},
-    "app": _HALL | {"demo", "stores", "telemetry", "transport"},
+    "app": _HALL | {"demo", "stores", "telemetry", "transport", "usage"},
     "banner": frozenset({"config"}),
     "explain": _CORE,
     "workers": _HALL | {"telemetry", "transport", "app"},
-    "cli": frozenset({"policy", "app", "workers", "banner", "config", "explain", "telemetry"}),
+    "cli": frozenset({"usage", "policy", "app", "workers", "banner", "config", "explain", "telemetry"}),
     "__main__": frozenset({"cli"}),
 }
 

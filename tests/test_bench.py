@@ -2,12 +2,13 @@
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench import __main__ as command
-from bench import load, script, table, upstream
+from bench import limits, load, script, table, upstream
 from bench.scenarios import SCENARIOS, runs_for
 
 _QUANTILES = {"count": 100, "p50_ms": 0.5, "p90_ms": 0.8, "p99_ms": 1.0}
@@ -51,6 +52,18 @@ def test_without_nginx_a_ratio_is_not_compared() -> None:
     del readings["stream-sparse"]["nginx"]
     row = _row(table.render(readings, ["stream-sparse"]), "40 streams")
     assert (row[4], row[6], row[7]) == ("not compared", "not compared", "not compared")
+
+
+def test_workers_are_compared_round_by_round() -> None:
+    one, two = [_reading(cpu_seconds=cost) for cost in (0.04, 0.08, 0.04)], [_reading(cpu_seconds=cost) for cost in (0.041, 0.082, 0.06)]
+    row = _row(table.render({"workers": {"relay": one, "workers": two}}, ["workers"]), "two workers")
+    assert (row[3], row[7]) == ("1.02 x", "reached")
+
+
+def test_only_the_run_of_workers_has_them() -> None:
+    runs = runs_for(list(SCENARIOS))
+    assert [run.name for run in runs if run.is_for("workers")] == ["workers"]
+    assert not any(run.is_for("nginx") for run in runs if run.name == "workers")
 
 
 def test_without_the_relay_nothing_is_judged() -> None:
@@ -164,9 +177,9 @@ def test_quantiles_of_no_samples_are_absent() -> None:
 
 
 @pytest.mark.parametrize("model", ["s-3-1000-250", script.JSON_MODEL])
-async def test_load_and_upstream_agree_on_every_answer(model: str) -> None:
+async def test_load_and_upstream_agree_on_every_answer(model: str, tmp_path: Path) -> None:
     loop, tables = asyncio.get_running_loop(), upstream.Timetables()
-    server = await loop.create_server(lambda: upstream.Peer(loop, tables), "127.0.0.1", 0)
+    server = await loop.create_server(lambda: upstream.Peer(loop, tables, upstream.Faults(tmp_path / "losers")), "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     generator = load.Generator(load.Spec(port=port, key="k", model=model, pattern="closed", connections=3, ramp_seconds=0.01), loop)
     await generator.start()
@@ -201,3 +214,39 @@ class _Deaf(asyncio.Transport):
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Drop it."""
+
+
+def test_what_limits_cost_is_told_for_both_stores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "_REQUESTS", 20)
+    monkeypatch.setattr(limits, "_ROUNDS", 1)
+    rows = [line.split(" | ") for line in limits.report().splitlines()[2:]]
+    assert [(row[1], row[3]) for row in rows] == [("one process", "15 us"), ("host", "40 us")] * 2
+
+
+def test_every_twentieth_request_stalls_and_the_loser_of_a_backup_is_timed(tmp_path: Path) -> None:
+    losers = tmp_path / "losers"
+    faults = upstream.Faults(losers)
+    loop = asyncio.new_event_loop()
+    peers = [upstream.Peer(loop, upstream.Timetables(), faults) for _ in range(script.STALL_AFTER + 40)]
+    stalled = [number for number, peer in enumerate(peers) if faults.stalls(peer, b"%d" % number)]
+    assert stalled == [script.STALL_AFTER + 19, script.STALL_AFTER + 39]
+    faults.backed_up(b"0")
+    faults.backed_up(b"%d" % stalled[0])
+    for peer in peers:
+        faults.left(peer)
+    loop.close()
+    (milliseconds,) = losers.read_text().split()
+    assert float(milliseconds) >= 0
+    assert not faults.stalled
+
+
+def test_every_third_request_is_refused(tmp_path: Path) -> None:
+    faults = upstream.Faults(tmp_path / "losers")
+    assert [faults.refuses() for _ in range(6)] == [False, False, True] * 2
+
+
+def test_a_quick_look_leaves_out_what_cannot_be_short() -> None:
+    assert {run.name for run in runs_for(["hedging"])} == {"hedging", "no-hedging"}
+    assert "hedging" not in command._arguments(["--quick"]).only
+    assert command._arguments(["--quick", "--only", "hedging"]).only == ["hedging"]
+    assert command._arguments([]).only == list(SCENARIOS)

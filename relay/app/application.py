@@ -20,7 +20,7 @@ from relay.app.accounts import Accounts
 from relay.app.admin import Admin
 from relay.app.checks import HealthChecks
 from relay.app.crew import Crew
-from relay.app.keywatch import KeyWatch
+from relay.app.keywatch import KeyWatch, refreshed
 from relay.app.listening import listen, max_connections, serve, url_of
 from relay.app.pages import Pages
 from relay.app.reloading import Read, Reloads, fixed_changes
@@ -29,7 +29,7 @@ from relay.catalog import Catalog
 from relay.config.addresses import is_loopback
 from relay.config.keys import with_stored
 from relay.config.listening import needs_keys
-from relay.config.tree import Config, HealthCheck, Key, Kind, Target, Timeouts, Upstream
+from relay.config.tree import Config, HealthCheck, Key, Kind, Target, Timeouts, Upstream, Usage
 from relay.errors import ConnectFailed
 from relay.exchange import Outcome
 from relay.forward import Forwarder
@@ -45,6 +45,7 @@ from relay.telemetry.lag import LagTimer, Lateness
 from relay.telemetry.logs import LogWriter, RequestLog, make_logger, make_request_line
 from relay.telemetry.metrics import Metrics
 from relay.telemetry.observers import Observers
+from relay.telemetry.usage import UsageLog
 from relay.transport.credentials import Credentials
 from relay.transport.demo import DemoServer
 from relay.transport.downstream import Downstream, Page
@@ -52,6 +53,7 @@ from relay.transport.fetch import ask_health, fetch
 from relay.transport.listener import RelayServer
 from relay.transport.upstream import UpstreamPools
 from relay.turns import Turns
+from relay.usage import UsageLedger
 
 FAST_EXIT_SECONDS: Final = 1.0
 
@@ -90,9 +92,8 @@ class App:
         self._log = make_logger(self._writer, is_terminal=is_terminal, worker=worker)
         self._request_log = RequestLog(self._log, make_request_line(self._writer, self._log, is_terminal=is_terminal, worker=worker))
         self._config = config
-        self._bound = (config.server, config.metrics)
+        self._bound = config
         """What was in force when the listeners were made: a reload cannot change it."""
-        self._state_dir = config.state_dir
         self._credentials = Credentials()
         self._pools = UpstreamPools(lambda upstream, seconds: self._metrics.connected(upstream, seconds))
         self._running = Running()
@@ -108,11 +109,13 @@ class App:
             queued=lambda: self._turns.queued,
             standings=lambda: [(target.name, target.health.value) for target in self._targets.standings(monotonic())],
             credentials=lambda: self._targets.credentials(monotonic()),
+            usage_dropped=lambda: 0 if self._usage is None else self._usage.dropped,
             shares=lambda: self._accounts.shares() if self._accounts is not None else (),
             reserved=lambda: self._accounts.reserved() if self._accounts is not None else {},
             identities=(SLOTS_IDENTITY, TOKENS_IDENTITY),
         )
-        self._observers = Observers((self._metrics, self._request_log))
+        self._usage = None if config.usage is None else _usage_log(config.usage, self._log)
+        self._observers = Observers((self._metrics, self._request_log, *(() if self._usage is None else (self._usage,))))
         self._accounts: Accounts | None = None
         self._lateness = Lateness()
         self._lag: LagTimer | None = None
@@ -132,7 +135,7 @@ class App:
 
     async def start(self) -> str:
         """Listen; return the address to use. Raises OSError when the address cannot be had."""
-        config = self._config
+        config = self._config = await asyncio.to_thread(refreshed, self._config)
         self._accounts = Accounts(config.state_dir or (None if self._crew is None else self._crew.directory))
         sock = listen(config.server.host, config.server.port, is_shared=self._crew is not None)
         await self._start_demo(config)
@@ -164,7 +167,7 @@ class App:
         return url_of(sock)
 
     async def _serve(self, sock: socket.socket, pages: dict[str, Page], gateway: Gateway | None) -> None:
-        settings = self._bound[0]
+        settings = self._bound.server
         limit = max_connections(settings, 1 if self._crew is None else self._crew.total)
         # Whoever can see the numbers of the process from its own machine may also steer it. One of several would answer for itself alone.
         has_admin = self._crew is None and "/metrics" in pages and is_loopback(sock.getsockname()[0])
@@ -234,7 +237,7 @@ class App:
         await self._start_demo(config)
         snapshot = self._snapshot(config)
         # What counts is where the relay listens now, not where the new file would have it listen.
-        exposed = needs_keys((self._bound[0].host, self._bound[0].port), has_keys=config.asks_for_key)
+        exposed = needs_keys((self._bound.server.host, self._bound.server.port), has_keys=config.asks_for_key)
         if exposed is not None:
             raise ValueError(exposed)
         return snapshot
@@ -277,7 +280,7 @@ class App:
             return
         for warning in config.warnings:
             self._log.warning("configuration", message=warning)
-        fixed = fixed_changes(config, self._bound, self._state_dir)
+        fixed = fixed_changes(config, self._bound)
         if fixed:
             self._log.warning("reload", message=f"{', '.join(fixed)} cannot change while the relay runs; restart it")
 
@@ -323,7 +326,13 @@ class App:
         if self._demo is not None:
             await self._demo.stop()
         await asyncio.sleep(0)
+        if self._usage is not None:
+            self._usage.close()
         self._writer.close()
+
+
+def _usage_log(settings: Usage, log: Any) -> UsageLog:
+    return UsageLog(lambda: UsageLedger(settings.store), settings.keep_days * 24, log)
 
 
 def _with_demo(config: Config, url: str) -> Config:

@@ -8,12 +8,22 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from relay.config.keys import load_stored
+from relay.config.keys import load_stored, with_stored
 from relay.config.keystore import KeyStoreBroken, mark_of
-from relay.config.tree import Key
+from relay.config.tree import Config, Key
 
 LOOK_SECONDS: Final = 0.5
 """A change is in force within a second; one look takes some 20 us of a thread."""
+
+
+def refreshed(config: Config) -> Config:
+    """Return `config` with the keys that its store holds now: a worker may start long after its configuration was read."""
+    if config.key_store is None:
+        return config
+    try:
+        return with_stored(config, load_stored(config.key_store))
+    except KeyStoreBroken:  # the watch will tell it
+        return config
 
 
 class KeyWatch:

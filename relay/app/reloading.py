@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from relay.config.tree import Config, Metrics, Server
+from relay.config.tree import Config
 
 FIXED_SETTINGS: Final = ("max_header", "max_connections", "cors_origins", "trusted_proxies", "loop", "workers")
 """Settings of `server` that the listeners were made with."""
@@ -52,14 +52,16 @@ class Reloads:
         self._task = None
 
 
-def fixed_changes(config: Config, bound: tuple[Server, Metrics], state_dir: str | None) -> list[str]:
+def fixed_changes(config: Config, bound: Config) -> list[str]:
     """Name the settings in which `config` differs from what the listeners were made with: a reload cannot change them."""
-    server, metrics = bound
+    server, metrics = bound.server, bound.metrics
     fixed = [f"server.{name}" for name in FIXED_SETTINGS if getattr(config.server, name) != getattr(server, name)]
     if (config.server.host, config.server.port) != (server.host, server.port):
         fixed.append("server.listen")
     if (config.metrics.host, config.metrics.port) != (metrics.host, metrics.port):
         fixed.append("metrics.listen")
-    if config.state_dir != state_dir:
+    if config.usage != bound.usage:
+        fixed.append("usage")
+    if config.state_dir != bound.state_dir:
         fixed.append("state_dir")
     return fixed

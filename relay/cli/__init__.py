@@ -1,5 +1,4 @@
-"""The command line: `relay` serves; `relay check`, `explain`, `keys`, `rules`, `schema`, `targets` and `version` answer without
-loading the server.
+"""The command line: `relay` serves; every other command answers without loading the server.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done; 1 failed while running; 2 wrong usage; 78 bad
 configuration (EX_CONFIG of sysexits.h, so that a supervisor can tell it from a crash); 130 interrupted.
@@ -21,12 +20,12 @@ from typing import Final
 
 from relay import __version__
 from relay.banner import banner
-from relay.cli import keys, targets
+from relay.cli import keys, targets, usage
 from relay.cli.exits import BAD_CONFIG, FAILED, INTERRUPTED, OK, PLACES, USAGE, find_file
 from relay.config import Config, ConfigInvalid, discover, load, schema
 from relay.config.tree import Slo
 
-_COMMANDS: Final = ("serve", "check", "explain", "keys", "rules", "schema", "targets", "version")
+_COMMANDS: Final = ("serve", "check", "explain", "keys", "rules", "schema", "targets", "usage", "version")
 _OLLAMA: Final = ("127.0.0.1", 11434)
 _EXPLAIN: Final = "Tell which targets a request would be tried on, in which order and by which rules. No network is used."
 _RULES: Final = "Print recording and alert rules for Prometheus, made from what `metrics.slo` promises."
@@ -93,6 +92,8 @@ def _parser() -> argparse.ArgumentParser:
 
     commands.add_parser("schema", help="print the JSON Schema of the configuration").set_defaults(run=_schema)
 
+    usage.add_parser(commands)
+
     version = commands.add_parser("version", help="print versions")
     version.add_argument("--json", action="store_true", help="as JSON")
     version.set_defaults(run=_version)
@@ -123,6 +124,8 @@ def _serve(options: argparse.Namespace) -> int:
     else:
         config = discover(os.environ, has_ollama=_has_ollama(), listen=listen)
 
+    if config.usage is not None and not usage.can_write(config.usage.store):
+        return FAILED
     if config.server.workers == 1:
         from relay.app import run  # half of the start-up time: only what serves pays for it
     else:

@@ -18,11 +18,10 @@ from typing import Any, Final
 
 from relay.cli.exits import FAILED, OK, USAGE, find_file, say
 from relay.cli.tables import table
-from relay.cli.written import entry_lines, moment, parse_span, setting_lines
+from relay.cli.written import entry_lines, limits_text, moment, parse_span, setting_lines
 from relay.config import load
 from relay.config.keys import checked, load_stored
 from relay.config.keystore import KeyExists, KeyStore, KeyStoreBroken, StoredKey, read_store
-from relay.config.models import Key as KeySettings
 from relay.config.outline import Entry, Outline, outline
 from relay.config.problems import did_you_mean, shown
 from relay.config.tree import Key
@@ -56,7 +55,7 @@ def add_parser(commands: Any) -> None:
     new.add_argument("name", metavar="NAME", help="who gets it")
     new.add_argument("--routes", metavar="A,B", help="routes it may use; default: all")
     new.add_argument("--expires", metavar="WHEN", help="last day (2027-12-31), moment, or span from now (90d)")
-    for name, meaning in LIMITS.items() if "limits" in KeySettings.model_fields else ():
+    for name, meaning in LIMITS.items():
         new.add_argument(f"--{name}", metavar="AMOUNT" if name == "budget" else "N", help=meaning)
     _finish(new, _new)
 
@@ -141,7 +140,7 @@ def _settings(options: argparse.Namespace, found: Outline) -> dict[str, object]:
             if found.routes and route not in found.routes:
                 raise Refused(f'no route named "{shown(route)}" in {found.file}{did_you_mean(route, found.routes)}')
         settings["routes"] = routes
-    limits = {name: value for name in LIMITS if (value := getattr(options, name, None)) is not None}
+    limits = {name: value for name in LIMITS if (value := getattr(options, name)) is not None}
     if limits:
         settings["limits"] = limits
     if options.expires is not None:
@@ -178,6 +177,7 @@ class _Listed:
     state: str
     routes: list[str] | None
     """None for all."""
+    limits: dict[str, str]
     expires: str | None
     previous_until: str | None
     """Until when the key before it is good."""
@@ -207,7 +207,7 @@ def _list(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps([asdict(row) for row in rows], indent=2))
     else:
-        print(table(("name", "id", "state", "routes", "expires", "where"), [_cells(row) for row in rows]))
+        print(table(("name", "id", "state", "routes", "limits", "expires", "where"), [_cells(row) for row in rows]))
     return OK
 
 
@@ -217,6 +217,7 @@ def _listed(key: Key, key_id: str | None, previous_until: float | None, place: s
         id=key_id,
         state=_state(key, time.time()),
         routes=None if key.routes is None else sorted(key.routes),
+        limits=limits_text(key.limits),
         expires=None if key.expires_at is None else moment(key.expires_at),
         previous_until=None if previous_until is None else moment(previous_until),
         place=place or "",
@@ -226,7 +227,8 @@ def _listed(key: Key, key_id: str | None, previous_until: float | None, place: s
 def _cells(row: _Listed) -> tuple[str, ...]:
     before = "" if row.previous_until is None else f", the key before until {row.previous_until}"
     routes = "all" if row.routes is None else ",".join(row.routes)
-    return row.name, row.id or "-", row.state + before, routes, row.expires or "-", row.place
+    limits = ", ".join(f"{name} {value}" for name, value in row.limits.items())
+    return row.name, row.id or "-", row.state + before, routes, limits or "-", row.expires or "-", row.place
 
 
 def _state(key: Key, unix_time: float) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final
 
+from relay.config.tree import Limits
+
 _PLAIN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:-]*(?: [A-Za-z0-9._/-]+)*")
 """Text that YAML reads as it stands, within brackets too; anything else is quoted."""
 _SPAN: Final = re.compile(r"([0-9]{1,6})(s|m|h|d)")
@@ -21,6 +23,19 @@ def parse_span(text: str) -> int | None:
 def moment(unix_time: float) -> str:
     """Write a moment as the configuration does, in whole seconds."""
     return datetime.fromtimestamp(int(unix_time), UTC).isoformat().replace("+00:00", "Z")
+
+
+def limits_text(limits: Limits | None) -> dict[str, str]:
+    """Write limits as the configuration does."""
+    if limits is None:
+        return {}
+    counts = {"rpm": limits.rpm, "tpm": limits.tpm, "concurrency": limits.concurrency}
+    written = {name: str(count) for name, count in counts.items() if count is not None}
+    if limits.budget is not None:
+        budget = limits.budget
+        amount = f"{budget.amount / 10**9:g} USD" if budget.is_money else f"{budget.amount} tokens"
+        written["budget"] = f"{amount}/{budget.period.value}"
+    return written
 
 
 def entry_lines(name: str, settings: Mapping[str, object]) -> list[str]:

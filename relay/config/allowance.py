@@ -47,11 +47,18 @@ def prices_of(draft: Draft, report: Report) -> dict[str, Price]:
 
 def check_priced(routes: Mapping[str, Route], keys: Mapping[bytes, Key], prices: Mapping[str, Price], report: Report) -> None:
     """Refuse a budget in money that can be spent on a target whose price is not known: it would hold nothing back."""
+    stored = {key.name for key in keys.values() if key.is_stored}
     for path, reached in _money_budgets(routes, keys):
         for target in (target for route in reached for target in route.all_targets):
-            if not _is_priced(target, prices):
+            if _is_priced(target, prices):
+                continue
+            if path[0] == "keys" and path[1] in stored:
+                # It may have come while the relay ran, and must not keep it from starting again; it is refused there.
+                what = f'the key "{shown(path[1])}" has a budget in USD'
+                report.warn(("keys", "store"), f'{what}, but `prices` has nothing for "{shown(_name(target))}"')
+            else:
                 report.add(path, f'is in USD, but `prices` has nothing for "{shown(_name(target))}"; 0 is a price too')
-                break
+            break
 
 
 def _money_budgets(routes: Mapping[str, Route], keys: Mapping[bytes, Key]) -> Iterator[tuple[tuple[str, ...], list[Route]]]:

@@ -13,7 +13,7 @@ from relay.config.problems import did_you_mean, shown
 from relay.config.report import Report
 from relay.config.routes import RouteBuilder, merge_timeouts
 from relay.config.sections import Draft
-from relay.config.tree import Config, Route, Server, Slo, Timeouts, Upstream
+from relay.config.tree import Config, Route, Server, Slo, Timeouts, Upstream, Usage
 
 
 def build(
@@ -31,6 +31,7 @@ def build(
     routes = _routes(draft, upstreams, report)
     key_store = None if draft.key_store is None else str((folder / draft.key_store).absolute())
     keys = build_keys(draft, report, key_store if reads_store else None)
+    usage = _usage(draft.usage, folder, report)
     prices = prices_of(draft, report)
     check_priced(routes, keys, prices, report)
     _check_default(draft, report)
@@ -47,6 +48,7 @@ def build(
         keys=keys,
         key_store=key_store,
         metrics=replace(place_metrics(draft.metrics.listen, listen), slo=_slo(draft.metrics.slo), label_values=draft.metrics.label_values),
+        usage=usage,
         prices=prices,
         state_dir=None if draft.state_dir is None else str(folder / draft.state_dir),
         default_model=draft.default_model,
@@ -78,6 +80,15 @@ def _routes(draft: Draft, upstreams: Mapping[str, Upstream], report: Report) -> 
     builder = RouteBuilder(named=draft.upstreams, upstreams=upstreams, report=report)
     built = ((name, builder.build(name, given)) for name, given in draft.routes.items() if given is not None)
     return {name: route for name, route in built if route is not None}
+
+
+def _usage(given: models.Usage | None, folder: FilePath, report: Report) -> Usage | None:
+    if given is None:
+        return None
+    file = (folder / given.store).absolute()
+    if not file.parent.is_dir():
+        report.add(("usage", "store"), f"{file.parent} is no directory")
+    return Usage(store=str(file), keep_days=given.keep_days)
 
 
 def _check_default(draft: Draft, report: Report) -> None:

@@ -100,3 +100,14 @@ def setting(default: object, description: str, *examples: object, shown: object 
     if is_secret:
         extra["writeOnly"] = True
     return Field(default_factory=lambda: default, description=description, examples=list(examples), json_schema_extra=extra)
+
+
+def or_a_store(schema: dict[str, Any]) -> None:
+    """Let editors take the file of stored keys beside keys by name."""
+    schema["properties"] = {
+        "store": {
+            "type": ["string", "object"],
+            "description": "File of keys that `relay keys` changes while the relay runs; a mapping here is a key named store.",
+            "examples": ["keys.db"],
+        }
+    }

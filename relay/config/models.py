@@ -24,7 +24,6 @@ from relay.config.fields import (
     Duration,
     Expiry,
     FirstContent,
-    FirstToken,
     HeaderName,
     HedgeAfter,
     HedgeShare,
@@ -45,49 +44,21 @@ from relay.config.fields import (
     Vendor,
     Weight,
     Workers,
+    or_a_store,
     or_variable,
     setting,
 )
 from relay.config.tree import Affinity as AffinityValue
+from relay.config.waits import TargetTimeouts as TargetTimeouts
+from relay.config.waits import Timeouts as Timeouts
 
-_CONNECT: Final = setting(5.0, "How long connecting may take, TLS included.", "5s", shown="5s")
-_FIRST_TOKEN: Final = setting(
-    120.0,
-    "How long an upstream may take until its first event or, without streaming, its answer. With `auto` it is learned per target"
-    " and size of prompt; until enough is known, and as the most there is, the next wider setting holds.",
-    "90s",
-    "auto",
-    shown="120s",
-)
-_BETWEEN_TOKENS: Final = setting(120.0, "How long an upstream may be silent in the middle of an answer.", "30s", shown="120s")
-
-
-class Timeouts(BaseModel):
-    """Bounds of every wait."""
-
-    model_config = STRICT
-
-    connect: Duration = _CONNECT
-    first_token: FirstToken = _FIRST_TOKEN
-    between_tokens: Duration = _BETWEEN_TOKENS
-    write: Duration = setting(30.0, "How long a client may read nothing before it is cut.", "30s", shown="30s")
-    total: Duration = setting(3600.0, "How long one exchange may take in all.", "10m", "1h", shown="1h")
-
-
-class TargetTimeouts(BaseModel):
-    """Bounds of the waits for one target. How long the whole exchange may take is its route's business."""
-
-    model_config = STRICT
-
-    connect: Duration = _CONNECT
-    first_token: FirstToken = _FIRST_TOKEN
-    between_tokens: Duration = _BETWEEN_TOKENS
+_STRICT: Final = STRICT
 
 
 class Server(BaseModel):
     """The listener and its limits."""
 
-    model_config = STRICT
+    model_config = _STRICT
 
     listen: Listen = setting(
         ("127.0.0.1", 8080),
@@ -111,7 +82,7 @@ class Server(BaseModel):
 class Upstream(BaseModel):
     """An origin the relay calls. A known name brings its base_url."""
 
-    model_config = STRICT
+    model_config = _STRICT
 
     kind: Kind = setting("openai", "How to speak to it; `demo` is a simulator inside the relay.", "openai", "demo", shown="openai")
     base_url: BaseUrl | None = setting(
@@ -153,7 +124,7 @@ _A_TARGET: Final = "one target written as upstream/model, such as openai/gpt-4.1
 class Target(BaseModel):
     """An upstream and the model's name there: just that, as upstream/model, or a mapping with more."""
 
-    model_config = STRICT | ConfigDict(json_schema_extra={"type": ["string", "object"], "pattern": or_variable(TARGET)})
+    model_config = _STRICT | ConfigDict(json_schema_extra={"type": ["string", "object"], "pattern": or_variable(TARGET)})
 
     to: TargetName = Field(description="The target, as upstream/model.", examples=["openai/gpt-4.1-mini"])
     weight: Weight = setting(1, "Its share among the targets of `balance`.", 3, shown=1)
@@ -172,7 +143,7 @@ class Target(BaseModel):
 class Hedge(BaseModel):
     """When a backup attempt starts on another target beside one that is slow."""
 
-    model_config = STRICT
+    model_config = _STRICT
 
     after: HedgeAfter = setting(
         None,
@@ -189,7 +160,7 @@ class Hedge(BaseModel):
 class Heartbeat(BaseModel):
     """Comments for clients that would give up on a silent stream."""
 
-    model_config = STRICT
+    model_config = _STRICT
 
     after: Duration = setting(
         15.0, "How long a stream may be silent before the answer is begun. Up to then errors are real statuses.", "15s", shown="15s"
@@ -225,7 +196,7 @@ _BUDGET: Final = setting(None, "Tokens or US dollars per day or month (UTC). Dol
 class Limits(BaseModel):
     """What may be asked for; each is exact, and what is left out is not limited."""
 
-    model_config = STRICT
+    model_config = _STRICT
 
     rpm: Count | None = _RPM
     tpm: Count | None = _TPM
@@ -236,7 +207,7 @@ class Limits(BaseModel):
 class KeyLimits(BaseModel):
     """What a key may ask for, in all and on single routes."""
 
-    model_config = STRICT
+    model_config = _STRICT
 
     rpm: Count | None = _RPM
     tpm: Count | None = _TPM
@@ -248,7 +219,7 @@ class KeyLimits(BaseModel):
 class Prices(BaseModel):
     """What a model costs, in US dollars per million tokens."""
 
-    model_config = STRICT
+    model_config = _STRICT
 
     input: Price = Field(description="Per million tokens of the prompt.", examples=[0.4])
     output: Price = Field(description="Per million tokens of the answer, reasoning included.", examples=[1.6])
@@ -258,7 +229,7 @@ class Prices(BaseModel):
 class Route(BaseModel):
     """Where a model's name leads: one target, a list of them tried in order, or a mapping with `to` or `balance`."""
 
-    model_config = STRICT | ConfigDict(json_schema_extra=_accept_short_forms)
+    model_config = _STRICT | ConfigDict(json_schema_extra=_accept_short_forms)
 
     to: Targets = _targets("Targets tried in order, top to bottom.", ["openai/gpt-4.1-mini", "dashscope/qwen-plus"], "openai/gpt-4.1-mini")
     balance: list[Target] = setting(
@@ -299,7 +270,7 @@ class Route(BaseModel):
 class PreviousHash(BaseModel):
     """The hash that a key had before it was rotated, good for a while longer."""
 
-    model_config = STRICT
+    model_config = _STRICT
 
     hash: Digest = Field(
         description="SHA-256 of the old key, as sha256: and 64 hexadecimal digits.",
@@ -312,7 +283,7 @@ class PreviousHash(BaseModel):
 class Key(BaseModel):
     """A virtual key: who may call."""
 
-    model_config = STRICT
+    model_config = _STRICT
 
     key: Credential | None = setting(None, "The key itself; `hash` is safer.", "${ALICE_KEY}", is_secret=True)
     hash: Digest | None = setting(None, "SHA-256 of the key, as sha256: and 64 hexadecimal digits.", "sha256:" + "0" * 64, is_secret=True)
@@ -325,21 +296,10 @@ class Key(BaseModel):
     limits: KeyLimits = setting(KeyLimits(), "What it may ask for.", {"rpm": 60, "tpm": "100k", "concurrency": 4, "budget": "20 USD/month"})
 
 
-def _or_a_store(schema: dict[str, Any]) -> None:
-    """Let editors take the file of stored keys beside keys by name."""
-    schema["properties"] = {
-        "store": {
-            "type": ["string", "object"],
-            "description": "File of keys that `relay keys` changes while the relay runs; a mapping here is a key named store.",
-            "examples": ["keys.db"],
-        }
-    }
-
-
 class Slo(BaseModel):
     """What is promised to those who call; `relay rules` makes alerts of it."""
 
-    model_config = STRICT
+    model_config = _STRICT
 
     ttft: FirstContent = setting(2.0, "How soon 95 % of streams should show their first content.", "2s", shown="2s")
     availability: Availability = setting(
@@ -350,10 +310,19 @@ class Slo(BaseModel):
     )
 
 
+class Usage(BaseModel):
+    """The usage ledger: what was used, by hour, key, route and upstream. `relay usage` reads it."""
+
+    model_config = _STRICT
+
+    store: Text = Field(description="File of the ledger; made when it is not there.", examples=["usage.db"])
+    keep_days: Count = setting(400, "How many days it goes back; older hours are forgotten.", 90, shown=400)
+
+
 class Metrics(BaseModel):
     """Where metrics are served, and what they are measured against."""
 
-    model_config = STRICT
+    model_config = _STRICT
 
     listen: Listen | None = setting(
         None, "Address of /metrics. Left out: the main listener when that is loopback, else 127.0.0.1:9464.", "127.0.0.1:9464"
@@ -367,7 +336,7 @@ class Metrics(BaseModel):
 class Settings(BaseModel):
     """The whole file."""
 
-    model_config = STRICT
+    model_config = _STRICT
 
     server: Server = setting(Server(), "The listener and its limits.", {"listen": "127.0.0.1:8080"})
     upstreams: dict[str, Upstream] = Field(
@@ -382,7 +351,7 @@ class Settings(BaseModel):
         default_factory=dict,
         description="Who may call, by name; `store: FILE` names a file with more of them. Left out: everybody who reaches loopback.",
         examples=[{"alice": {"key": "${ALICE_KEY}"}}, {"store": "keys.db"}],
-        json_schema_extra=_or_a_store,
+        json_schema_extra=or_a_store,
     )
     timeouts: Timeouts = setting(Timeouts(), "Timeouts of all upstreams.", {"connect": "5s", "first_token": "2m"})
     prices: dict[str, Prices] = setting(
@@ -397,4 +366,5 @@ class Settings(BaseModel):
         "/var/lib/relay",
     )
     metrics: Metrics = setting(Metrics(), "Where metrics are served, and what they are measured against.", {"listen": "127.0.0.1:9464"})
+    usage: Usage | None = setting(None, "Where to keep what was used. Left out: nowhere.", {"store": "usage.db"})
     default_model: Model | None = setting(None, "The model of requests that name none.", "fast")

@@ -1,6 +1,6 @@
-"""Where keys stand in a configuration file, read without what the rest of it needs: variables may be unset, routes wrong.
+"""Where keys and the usage ledger stand in a configuration file, whatever else it needs: variables may be unset, routes wrong.
 
-For the commands about keys, which a person runs without the relay's environment.
+For the commands about them, which a person runs without the relay's environment.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,10 +31,13 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outline:
-    """What the commands about keys need of a file."""
+    """What those commands need of a file."""
 
     file: str
     store: str | None = None
+    """The file of stored keys."""
+    usage: str | None = None
+    """The usage ledger."""
     routes: frozenset[str] = frozenset()
     keys: Mapping[str, Entry] = field(default_factory=dict)
 
@@ -51,19 +54,21 @@ def outline(path: str, environ: Mapping[str, str]) -> Outline:
     keys: dict[str, Entry] = {}
     for name, node in _named(sections.get("keys")):
         if name.text == _STORE and isinstance(node, Scalar):
-            store = _store(path, node, environ)
+            store = _file(path, "keys.store", node, environ)
         else:
             keys[name.text] = _entry(name, node)
-    return Outline(file=path, store=store, routes=frozenset(_settings(sections.get("routes"))), keys=keys)
+    ledger = _settings(sections.get("usage")).get(_STORE)
+    usage = _file(path, "usage.store", ledger, environ) if isinstance(ledger, Scalar) else None
+    return Outline(file=path, store=store, usage=usage, routes=frozenset(_settings(sections.get("routes"))), keys=keys)
 
 
-def _store(path: str, node: Scalar, environ: Mapping[str, str]) -> str:
+def _file(path: str, setting: str, node: Scalar, environ: Mapping[str, str]) -> str:
     folder = Path(path).parent
     try:
         return str((folder / expand(node.text, environ, folder)).absolute())
     except ValueError as error:
         line, column = node.place.line + 1, node.place.column + 1
-        raise ConfigInvalid([Problem(file=path, line=line, column=column, path="keys.store", message=str(error))]) from None
+        raise ConfigInvalid([Problem(file=path, line=line, column=column, path=setting, message=str(error))]) from None
 
 
 def _entry(name: Scalar, node: Node) -> Entry:

@@ -37,6 +37,7 @@ class Draft:
     prices: dict[str, models.Prices | None] = field(default_factory=dict)
     key_store: str | None = None
     """File of stored keys, as written."""
+    usage: models.Usage | None = None
     default_model: str | None = None
     state_dir: str | None = None
     has_keys: bool = False
@@ -69,6 +70,8 @@ def validate(data: object, report: Report) -> Draft:
     for name, entry in _entries(data, "prices", report):
         draft.prices[name] = _model(models.Prices, entry, ("prices", name), report)
     draft.has_keys = bool(data.get("keys"))
+    if "usage" in data:
+        draft.usage = _model(models.Usage, data["usage"], ("usage",), report)
     if "default_model" in data:
         draft.default_model = _text(data["default_model"], ("default_model",), parse_model, report)
     if "state_dir" in data:

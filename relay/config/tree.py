@@ -322,6 +322,14 @@ class Metrics:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Where what was used is kept, and for how long."""
+
+    store: str
+    keep_days: int = 400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Everything the relay was told."""
 
@@ -333,6 +341,8 @@ class Config:
     key_store: str | None = None
     """File of stored keys, of which `keys` holds those that were in it when it was last read."""
     metrics: Metrics = field(default_factory=Metrics)
+    usage: Usage | None = None
+    """None: what was used is kept nowhere."""
     prices: Mapping[str, Price] = field(default_factory=dict)
     """By upstream/model; a name may end in `*`."""
     state_dir: str | None = None

@@ -133,6 +133,20 @@ class JsonBody:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """The distributed trace that a request is part of (W3C Trace Context)."""
+
+    id: str
+    """32 hexadecimal digits; a request that brought none begins a trace whose id is its own."""
+    parent: str | None = None
+    """The caller's span, 16 hexadecimal digits; None when the trace begins here."""
+    is_sampled: bool = False
+    """Whether the caller records its part."""
+    state: bytes | None = None
+    """The caller's `tracestate`, for the upstream."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClientRequest:
     """One request of a client, head and (for the parsed endpoints) body."""
 
@@ -153,6 +167,8 @@ class ClientRequest:
     """The name the client asks for: from the body, else from `?model=` on opaque paths."""
     key: Key | None = None
     is_stream: bool = False
+    trace: Trace | None = None
+    """None for requests that the relay makes on its own account."""
 
     @property
     def is_head(self) -> bool:
@@ -321,6 +337,8 @@ class Exchange:
     usage: Usage | None = None
     """What the exchange used, as it was settled."""
     usage_source: UsageSource | None = None
+    cost: int = 0
+    """What it cost, in billionths of a US dollar; 0 where no price is known."""
     refused_by: str | None = None
     """Which kind of limit refused it: rpm, route_tpm, key_route_budget and so on."""
     debit: Callable[[int], bool] | None = None

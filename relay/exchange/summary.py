@@ -51,6 +51,8 @@ class Summary:
     backpressure_seconds: float
     usage: Usage | None
     usage_source: UsageSource | None
+    cost: int
+    """In billionths of a US dollar; 0 where no price is known."""
     refused_by: str | None
     """Which kind of limit refused it."""
     finish_reason: str | None
@@ -97,6 +99,7 @@ def summarize(exchange: Exchange, now: float, lateness: Lateness = _never_late) 
         backpressure_seconds=exchange.backpressure_seconds,
         usage=usage,
         usage_source=exchange.usage_source or (UsageSource.REPORTED if usage is not None else None),
+        cost=exchange.cost,
         refused_by=exchange.refused_by,
         finish_reason=meter.finish_reason,
         bytes_out=exchange.bytes_out,

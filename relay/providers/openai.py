@@ -11,6 +11,7 @@ from relay.config.tree import Upstream
 from relay.exchange import ClientRequest, Operation, UpstreamRequest, header
 from relay.wire.body import replace_model
 from relay.wire.headers import headers_up, identity_up
+from relay.wire.tracing import trace_lines
 
 API_PREFIX = "/v1"
 
@@ -27,12 +28,19 @@ class OpenAIProvider:
         self._fixed = b"Host: %b\r\nAccept-Encoding: identity" % parts.netloc.encode("idna" if not parts.netloc.isascii() else "ascii")
 
     def encode(
-        self, request: ClientRequest, model: str | None, credential: bytes | None, *, upload_length: int | None, is_upload: bool
+        self,
+        request: ClientRequest,
+        model: str | None,
+        credential: bytes | None,
+        *,
+        upload_length: int | None,
+        is_upload: bool,
+        span: str | None = None,
     ) -> UpstreamRequest:
         """Encode `request` for this upstream, with `model` in place of the client's name when it differs.
 
         `credential` is the upstream's key, None for none. An upload's body is not at hand: `upload_length` is its
-        length, None when only its end will tell.
+        length, None when only its end will tell. `span` is this call's place in the request's trace.
         """
         body = self._body(request, model)
         lines = [self._fixed, *headers_up(request.headers, self.upstream.forward_headers)]
@@ -40,6 +48,8 @@ class OpenAIProvider:
             lines += identity_up(request.headers)
         elif credential is not None:
             lines.append(b"Authorization: Bearer " + credential)
+        if request.trace is not None and span is not None:
+            lines += trace_lines(request.trace, span)
         if request.operation is Operation.REALTIME:
             lines += _upgrade(request)
         lines += self._framing(request, body, upload_length, is_upload=is_upload)

@@ -27,8 +27,19 @@ REQUESTS: Final = Family(
     "upstream_stalled or upstream_error.",
     labels=("operation", "route", "stream", "code", "outcome"),
 )
+STARTED: Final = Family(
+    name="relay_requests_started_total",
+    help="Client requests begun, answered lists of models included: finished + forgotten + lists + in flight.",
+)
+MODEL_LISTS: Final = Family(name="relay_model_lists_total", help="Lists of models that were answered; no other metric counts them.")
+FORGOTTEN: Final = Family(
+    name="relay_requests_forgotten_total",
+    help="Finished client requests whose series were dropped because a reload removed their route.",
+)
 IN_FLIGHT: Final = Family(
-    name="relay_requests_in_flight", help="Client requests currently being served, by route.", labels=("route", "stream")
+    name="relay_requests_in_flight",
+    help="Client requests currently being served, by route; _none until one is found.",
+    labels=("route", "stream"),
 )
 QUEUED: Final = Family(name="relay_requests_queued", help="Requests waiting for a concurrency slot, by route.", labels=("route",))
 QUEUE_WAIT: Final = Family(
@@ -193,6 +204,9 @@ LABEL_OVERFLOW: Final = Family(
     name="relay_label_overflow_total",
     help="Observations whose label value was folded into _other by the cardinality cap.",
     labels=("label",),
+)
+USAGE_DROPPED: Final = Family(
+    name="relay_usage_dropped_total", help="Exchanges missing in the usage ledger because it could not be written for long."
 )
 LOG_DROPPED: Final = Family(name="relay_log_events_dropped_total", help="Log events dropped because the log writer was behind.")
 

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Final
 import msgspec
 import structlog
 
-from relay.exchange import Attempt, AttemptResult, Exchange, Outcome, Summary
+from relay.exchange import Attempt, AttemptResult, ClientRequest, Exchange, Outcome, Summary
 
 QUEUE_LINES: Final = 10_000
 BATCH_SECONDS: Final = 0.01
@@ -186,7 +186,7 @@ class RequestLog:
 
     def crashed(self, exchange: Exchange, error: BaseException) -> None:
         """Write a bug of ours with its stack."""
-        self._log.error("internal_error", request_id=exchange.request.id, exc_info=error)
+        self._log.error("internal_error", request_id=exchange.request.id, trace_id=_trace_id(exchange.request), exc_info=error)
 
     def ended(self, exchange: Exchange, summary: Summary) -> None:
         """Write a warning per failed attempt, and the request's line."""
@@ -200,6 +200,7 @@ class RequestLog:
 def _attempt_fields(summary: Summary, attempt: Attempt) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "request_id": summary.request.id,
+        "trace_id": _trace_id(summary.request),
         "route": summary.route,
         "upstream": attempt.target.upstream.name,
         "result": attempt.result.value if attempt.result is not None else None,
@@ -219,6 +220,7 @@ def _request_fields(summary: Summary) -> dict[str, Any]:
     return {
         "event": "request",
         "request_id": request.id,
+        "trace_id": _trace_id(request),
         "operation": request.operation.value,
         "key": request.key.name if request.key is not None else None,
         "route": summary.route,
@@ -246,6 +248,10 @@ def _request_fields(summary: Summary) -> dict[str, Any]:
         "bytes_out": summary.bytes_out,
         "client_ip": request.client_ip,
     }
+
+
+def _trace_id(request: ClientRequest) -> str | None:
+    return None if request.trace is None else request.trace.id
 
 
 def _phase(summary: Summary) -> str:
@@ -278,8 +284,13 @@ def _clocks(summary: Summary) -> dict[str, float] | None:
         ("last_content", meter.last_content_at or None),
         ("terminal", meter.terminal_at),
     )
-    return {name: round((at - begun_at) * 1000, 3) for name, at in instants if at is not None}
+    return {name: _milliseconds(at - begun_at) for name, at in instants if at is not None}
 
 
 def _ms(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds * 1000, 3)
+    return None if seconds is None else _milliseconds(seconds)
+
+
+def _milliseconds(seconds: float) -> float:
+    """Return milliseconds to the microsecond: `round` takes three times as long, and there are a dozen in a line."""
+    return int(seconds * 1e6 + 0.5) / 1000

@@ -20,8 +20,6 @@ _UP: Final = frozenset(
         b"idempotency-key",
         b"openai-beta",
         b"range",
-        b"traceparent",
-        b"tracestate",
         b"user-agent",
         b"x-client-request-id",
         b"x-request-id",
@@ -46,6 +44,8 @@ _NEVER_UP: Final = frozenset(
         b"keep-alive",
         b"proxy-authorization",
         b"proxy-connection",
+        b"traceparent",
+        b"tracestate",
     }
 )
 """Not even a configured `forward_headers` lets these pass."""

@@ -66,8 +66,7 @@ class Supervisor:
 
     def __init__(self, config: Config, count: int, *, reload: Read | None) -> None:
         self._config = config
-        self._bound = (config.server, config.metrics)
-        self._state_dir = config.state_dir
+        self._bound = config
         self.generation = 0
         self._writer = LogWriter(sys.stderr.buffer, is_shared=True)
         self._log = make_logger(self._writer, is_terminal=sys.stderr.isatty())
@@ -119,7 +118,7 @@ class Supervisor:
         """Return `config` listening where this relay listens: a port 0 has become a real one, and a reload moves nothing."""
         assert self._held is not None
         port = self._held.getsockname()[1]
-        server, metrics = self._bound
+        server, metrics = self._bound.server, self._bound.metrics
         return replace(
             config,
             server=replace(config.server, host=server.host, port=port),
@@ -218,7 +217,7 @@ class Supervisor:
         self._reloads.ask()
 
     async def _change(self, read: Config) -> None:
-        config = replace(self._placed(read), state_dir=self._state_dir)
+        config = replace(self._placed(read), state_dir=self._bound.state_dir, usage=self._bound.usage)
         crew = [(child, child.channel) for child in self._children if child.is_ready and child.channel is not None]
         prepare = Prepare(self.generation + 1, pickle.dumps(config))
         answers = await asyncio.gather(*(channel.ask(prepare, PREPARE_SECONDS) for _, channel in crew), return_exceptions=True)
@@ -255,7 +254,7 @@ class Supervisor:
     def _tell_about(self, config: Config) -> None:
         for warning in config.warnings:
             self._log.warning("configuration", message=warning)
-        fixed = fixed_changes(config, self._bound, self._state_dir)
+        fixed = fixed_changes(config, self._bound)
         if fixed and config is not self._config:
             self._log.warning("reload", message=f"{', '.join(fixed)} cannot change while the relay runs; restart it")
 

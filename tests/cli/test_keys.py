@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from relay.cli import main
+from relay.cli.written import limits_text
 from relay.config import load
 from relay.config.keystore import KeyStore, read_store
 from relay.policy.keyformat import Form, form_of
@@ -239,10 +240,37 @@ def test_a_store_that_cannot_be_used_gives_1(keys: Command) -> None:
     assert "cannot be made: No such file or directory" in keys.err
 
 
-def test_a_limit_that_cannot_be_read_makes_no_key(keys: Command) -> None:
+LIMITS = ("--rpm", "60", "--tpm", "100k", "--concurrency", "4", "--budget", "20 USD/month")
+
+
+def test_limits_are_stored_as_the_configuration_has_them_and_listed(keys: Command) -> None:
+    keys("new", "alice", *LIMITS, *STORE)
+    (key,) = read_store("keys.db")
+    assert key.settings["limits"] == {"rpm": "60", "tpm": "100k", "concurrency": "4", "budget": "20 USD/month"}
+    (row,) = json.loads(keys("list", "--json", *STORE))
+    assert row["limits"] == {"rpm": "60", "tpm": "100000", "concurrency": "4", "budget": "20 USD/month"}
+    assert "rpm 60, tpm 100000, concurrency 4, budget 20 USD/month" in keys("list", *STORE)
+
+
+def test_limits_of_a_printed_key_load(keys: Command) -> None:
+    keys("new", "alice", *LIMITS[:6], "--budget", "1M tokens/day")
+    Path("relay.yaml").write_text(f"{BASE}keys:\n{indented(keys.err)}")
+    (key,) = load("relay.yaml", {}).keys.values()
+    assert limits_text(key.limits) == {"rpm": "60", "tpm": "100000", "concurrency": "4", "budget": "1000000 tokens/day"}
+
+
+@pytest.mark.parametrize("words", [("--expires", "2027-13-01"), ("--rpm", "many"), ("--tpm", "0"), ("--budget", "20")])
+def test_what_cannot_be_read_makes_no_key(keys: Command, words: tuple[str, str]) -> None:
     KeyStore("keys.db").create()
-    keys("new", "alice", "--expires", "2027-13-01", *STORE, code=2)
+    keys("new", "alice", *words, *STORE, code=2)
     assert read_store("keys.db") == []
+
+
+def test_a_stored_budget_without_prices_is_warned_of_and_keeps_no_relay_from_starting(keys: Command) -> None:
+    Path("relay.yaml").write_text(f"{BASE}keys: {{store: keys.db}}\n")
+    keys("new", "alice", "--budget", "20 USD/month")
+    (warning,) = load("relay.yaml", {}).warnings
+    assert warning.endswith('the key "alice" has a budget in USD, but `prices` has nothing for "mine/model"')
 
 
 # With a running relay

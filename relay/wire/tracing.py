@@ -1,0 +1,61 @@
+"""W3C Trace Context: whose trace a request belongs to, and what an upstream is told of it.
+
+What does not keep to the recommendation is treated as if it had not come, as section 4.3 there wants: a new trace begins.
+Only the caller's own `tracestate` goes on; the relay adds nothing to it.
+"""
+
+import re
+from typing import Final
+
+from relay.exchange import Headers, Trace, header_values
+
+_PARENT: Final = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+_MEMBER: Final = re.compile(rb"[a-z0-9][a-z0-9_*/@-]{0,255}=[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e]")
+_MAX_STATE: Final = 512
+"""Bytes of a tracestate that everybody must pass on (section 3.3.1.5); more is dropped."""
+_MAX_MEMBERS: Final = 32
+
+
+def read_trace(headers: Headers, new_id: str) -> Trace:
+    """Return the trace that a client's headers name, or one that begins here with `new_id` (32 hexadecimal digits)."""
+    parents = header_values(headers, b"traceparent")
+    if not parents:
+        return Trace(id=new_id)
+    found = _PARENT.fullmatch(parents[0]) if len(parents) == 1 else None
+    if found is None or not _is_known(found):
+        return Trace(id=new_id)
+    return Trace(
+        id=found[2].decode("ascii"),
+        parent=found[3].decode("ascii"),
+        is_sampled=bool(int(found[4], 16) & 1),
+        state=_state(header_values(headers, b"tracestate")),
+    )
+
+
+def span_id(chance: float) -> str:
+    """Return a span's id for a number in [0, 1): 16 hexadecimal digits, not all of them zero."""
+    return f"{1 + int(chance * (2**64 - 2)):016x}"
+
+
+def trace_lines(trace: Trace, span: str) -> list[bytes]:
+    """Return the header lines for an upstream; `span` is the call to it, and so the parent of what it does."""
+    lines = [b"traceparent: 00-%b-%b-%b" % (trace.id.encode("ascii"), span.encode("ascii"), b"01" if trace.is_sampled else b"00")]
+    if trace.state is not None:
+        lines.append(b"tracestate: " + trace.state)
+    return lines
+
+
+def _is_known(found: re.Match[bytes]) -> bool:
+    """Tell whether ids are not zero and the version can be read: 00 has four fields, a later one may have more, ff is none."""
+    version, trace, parent, _, more = found.groups()
+    return version != b"ff" and (version != b"00" or more is None) and trace.strip(b"0") != b"" and parent.strip(b"0") != b""
+
+
+def _state(values: list[bytes]) -> bytes | None:
+    """Return one tracestate of all that came, or None when any of it cannot be read."""
+    members = [member for value in values for part in value.split(b",") if (member := part.strip(b" \t"))]
+    names = {member.partition(b"=")[0] for member in members}
+    if not members or len(members) > _MAX_MEMBERS or len(names) < len(members) or not all(map(_MEMBER.fullmatch, members)):
+        return None
+    state = b",".join(members)
+    return state if len(state) <= _MAX_STATE else None
