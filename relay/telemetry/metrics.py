@@ -77,8 +77,7 @@ class Metrics:
         identities: Sequence[str] = (),
     ) -> None:
         """Count for `config`. Asked at each scrape: `connections`, `dropped` (log lines), `standings` (targets and their states),
-        `credentials`, requests `queued` by route, `shares` (key, limit, what is used of it) and `reserved` (tokens by key).
-        `identities` may be `violated`.
+        `credentials`, `queued` by route, `shares` (key, limit, used part), `reserved` (tokens by key). `identities` may be `violated`.
         """
         self.registry = registry = Registry(
             f.all_families(), bounds={f.TIME_TO_FIRST_TOKEN: config.metrics.slo.ttft}, cap=config.metrics.label_values
@@ -97,11 +96,9 @@ class Metrics:
         self._standings_seen: dict[str, str] = {}
         self._targets: dict[str, list[tuple[str, str]]] = {}
         """Route and upstream of each place a target has, by the target's name."""
-        self._dropped_seen = 0
         self._usage_dropped = usage_dropped
-        self._usage_dropped_seen = 0
-        self._started = 0
-        self._ended = 0
+        self._dropped_seen = self._usage_dropped_seen = 0
+        self._started = self._ended = 0
         self._open: dict[int, Number] = {}
         """Exchanges being served, and the gauge that each is counted in."""
         self._routes: frozenset[str] = frozenset()
