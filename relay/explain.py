@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
-from relay.config.tree import AffinityKind, Config, Key, Kind, Limits, Route, Strategy, Target
+from relay.config.tree import AffinityKind, Config, FallbackCause, Key, Kind, Limits, Route, Strategy, Target
 from relay.errors import ClientError, error_answer
 from relay.exchange import ClientRequest, JsonBody, Operation
 from relay.policy.refusals import CONSEQUENCES, Fallback
@@ -40,6 +40,11 @@ class Step:
     first_token: float
     first_token_auto: bool
     between_tokens: float
+    concurrency: int | None = None
+    """Calls at once that its upstream is given."""
+    queue: int | None = None
+    """Requests that may wait for a turn there; None where nothing is bounded."""
+    queue_wait: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,6 +187,9 @@ def _steps(route: Route, name: str | None) -> Iterator[Step]:
             first_token=timeouts.first_token,
             first_token_auto=timeouts.first_token_auto,
             between_tokens=timeouts.between_tokens,
+            concurrency=upstream.limits.concurrency,
+            queue=None if upstream.limits.concurrency is None else upstream.limits.queue,
+            queue_wait=None if upstream.limits.concurrency is None else upstream.limits.queue_wait,
         )
 
 
@@ -199,6 +207,9 @@ def _rules(route: Route, name: str | None, repeatable: bool | None) -> Iterator[
             case Fallback.MAPPED:
                 falls_back = any(not (target.model or "*").endswith("*") for target in route.all_targets)
                 word = f"{refusal.value} (for a name from the configuration)" if falls_back else refusal.value
+            case Fallback.ASKED:
+                falls_back = FallbackCause(refusal.value) in route.fallback_on
+                word = refusal.value
             case _:
                 falls_back = consequence.falls_back is Fallback.ALWAYS
                 word = refusal.value
@@ -266,6 +277,8 @@ def _step_lines(number: int, step: Step) -> Iterator[str]:
     learned = ", or sooner once learned" if step.first_token_auto else ""
     first = f"connect {_duration(step.connect)}, first token {_duration(step.first_token)}{learned}"
     yield f"       {first}, between tokens {_duration(step.between_tokens)}"
+    if step.concurrency is not None and step.queue is not None and step.queue_wait is not None:
+        yield f"       at most {step.concurrency} calls at once; {step.queue} more wait for a turn, up to {_duration(step.queue_wait)}"
 
 
 def _duration(seconds: float) -> str:
