@@ -14,7 +14,7 @@ from relay.exchange import Attempt, AttemptResult, Exchange, Outcome, State, Ups
 from relay.heartbeat import Heart, takes_comments
 from relay.policy.hedging import delay_of
 from relay.policy.lessons import bounded, learn, learn_beaten, prompt_bytes
-from relay.policy.patience import advice, patience_of
+from relay.policy.patience import Patience, advice, patience_of
 from relay.policy.retries import MAX_ATTEMPTS, MAX_TRIES, RetryBudget, is_repeatable, needs_budget
 from relay.policy.routing import Choice, RoutePlan
 from relay.policy.targets import Targets, name_of
@@ -55,6 +55,9 @@ class Forwarder:
         if settings is None or not takes_comments(exchange.request):
             await self._run(course)
             return
+        if max(settings.after, settings.every) < course.patience.deadline_at - exchange.request.received_at:
+            # A caller's timeout is that of a single wait: one that hears comments in time does not give up.
+            course.patience = Patience(retry_count=course.patience.retry_count)
         course.heart = Heart(exchange, sink, settings)
         try:
             await self._run(course)
