@@ -76,9 +76,9 @@ class Bed:
         self.race = Race(self.exchange)
 
     def entrant(self, run: FakeRun, trial: FakeTrial) -> Entrant:
-        step = Step(choice=Choice(target=run.attempt.target, model="m", is_mapped=True), trial=trial)  # type: ignore[arg-type]
+        choice = Choice(target=run.attempt.target, model="m", is_mapped=True)
         go: Callable[[], Coroutine[Any, Any, RelayError | None]] = run.go
-        return Entrant(run, step, go)  # type: ignore[arg-type]
+        return Entrant(run, Step(choice=choice, trial=trial), go)  # type: ignore[arg-type]
 
     def back_up(self) -> Entrant | None:
         self.second = FakeRun(self.exchange, "b")
@@ -146,15 +146,15 @@ async def test_a_backup_that_is_given_up_before_it_began_hands_its_permit_back()
     assert bed.second_trial.closes == 1
 
 
-async def test_when_both_fail_the_later_failure_counts() -> None:
+async def test_when_both_have_failed_the_last_one_says_why() -> None:
     bed = Bed()
     task, second = await bed.both()
-    second.end(StreamBroken(Broken.RESET, anything=False))
+    bed.first.end(StreamBroken(Broken.RESET, anything=False))
     await asyncio.sleep(0)
-    assert not task.done()
-    bed.first.end(StreamBroken(Broken.TRUNCATED, anything=True))
+    await asyncio.sleep(0)
+    second.end(StreamBroken(Broken.TRUNCATED, anything=True))
     entrant = await task
-    assert entrant.run is bed.first and isinstance(entrant.error, StreamBroken)  # type: ignore[comparison-overlap]
+    assert entrant.run is second and isinstance(entrant.error, StreamBroken)  # type: ignore[comparison-overlap]
 
 
 async def test_a_client_that_leaves_ends_both() -> None:
