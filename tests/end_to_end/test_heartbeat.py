@@ -184,8 +184,9 @@ async def test_a_client_that_leaves_a_begun_answer_ends_its_attempt(upstream: Sc
     upstream.answers(hang())
     async with running(tmp_path, {"one": upstream}, SOON) as relay:
         async with await begin(relay) as client:
+            (request,) = await upstream.wait_for("m")
             await client.read_until(COMMENT)
-        await upstream.wait_closed(upstream.requests[0])
+        await upstream.wait_closed(request)
         await relay.wait_log(outcome="client_gone")
 
 
