@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bench import proxies, table
+from bench import limits, proxies, table
 from bench.measure import Cores, choose_cores
 from bench.process import raise_file_limit
 from bench.proxies import Proxy
@@ -105,6 +105,7 @@ def main(argv: list[str] | None = None) -> int:
     print(table.render(readings, given.only))
     if notes := _notes(readings, absent):
         print("\n" + "\n".join(f"- {note}" for note in notes))
+    print(f"\n{limits.report()}")
     if given.json is not None:
         names = [name for name in proxies.NAMES if name not in ("direct", "workers")]
         figures = [

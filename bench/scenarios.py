@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench import proxies
+from bench import clocks, proxies, scrapes
 from bench.load import quantiles
 from bench.measure import Cores, cpu_seconds, machine_busy_seconds, probe_core, resident_bytes
 from bench.process import Child
@@ -58,6 +58,9 @@ _SPARSE = Script(events=10**6, interval_us=10_000)
 SHORT_EVENTS = 5
 """Content events of the short streams: at 40 at a time, 10 ms apart, they make about the event rate of the sparse run."""
 
+SERIES_ROUTES = 165
+"""Routes of the scraped relay: each has about 62 series, so that there are 10,000."""
+
 RUNS = {
     run.name: run
     for run in (
@@ -88,6 +91,14 @@ RUNS = {
             model=Script(events=IDLE_EVENTS, interval_us=3_600_000_000).name(),
             with_direct=False,
         ),
+        Run(
+            name="scrape",
+            pattern="hold",
+            connections=200,
+            model=replace(_SPARSE, interval_us=50_000).name(),
+            routes={**{f"route-{number}": "plain/m" for number in range(SERIES_ROUTES)}, "*": "plain/*"},
+        ),
+        Run(name="clocks", pattern="script", connections=0, model="clock", routes={"*": "plain/*"}),
         Run(name="workers", pattern="hold", connections=40, model=_SPARSE.name(), only=frozenset({"relay", "workers"})),
         Run(name="body-1mib", pattern="closed", connections=2, model=JSON_MODEL, body_bytes=2**20, window_seconds=2.5),
         Run(
@@ -262,22 +273,61 @@ async def weigh(bench: Bench, run: Run, named: Proxy, number: int) -> Reading:
     }
 
 
-async def take_own_turn(bench: Bench, run: Run) -> Reading:
-    """Put the run's load on a relay with the run's own routes; return what the window showed, and how long losers stayed open (ms)."""
+@asynccontextmanager
+async def _own_relay(bench: Bench, run: Run, upstream: Upstream) -> AsyncIterator[tuple[Proxy, Path]]:
+    """Run a relay with the run's own routes; yields it and its folder."""
     folder = bench.folder / f"relay-{run.name}"
     folder.mkdir()
-    losers = bench.folder / LOSERS_FILE
-    losers.unlink(missing_ok=True)
-    recipe = proxies.relay_with(folder, bench.upstream, run.routes or {})
+    recipe = proxies.relay_with(folder, upstream, run.routes or {})
     proxy = await proxies.start_recipe("relay", recipe, folder, bench.cores.proxy)
     if isinstance(proxy, str) or proxy.child is None:
         raise RuntimeError(f"relay {proxy}")
     try:
-        reading = await take_turn(replace(bench, haste=1.0), run, proxy, 0)
+        yield proxy, folder
     finally:
         await proxy.child.stop()
+
+
+async def take_own_turn(bench: Bench, run: Run) -> Reading:
+    """Put the run's load on a relay with the run's own routes; return what the window showed, and how long losers stayed open (ms)."""
+    losers = bench.folder / LOSERS_FILE
+    losers.unlink(missing_ok=True)
+    async with _own_relay(bench, run, bench.upstream) as (proxy, _):
+        reading = await take_turn(replace(bench, haste=1.0), run, proxy, 0)
     lines = losers.read_text().split() if losers.exists() else []
     return {**reading, "losers": quantiles([round(float(line) * 1e6) for line in lines])}
+
+
+async def scrape(bench: Bench, run: Run) -> Reading:
+    """Load a relay with 10,000 series; return the delays of events in a window without scrapes, and in one with a scrape each second."""
+    whole = replace(bench, haste=1.0)
+    async with _own_relay(bench, run, bench.upstream) as (proxy, _):
+        page = await scrapes.read_page(proxy.plain_port)
+        alone = await take_turn(whole, run, proxy, 0)
+        task = asyncio.create_task(scrapes.each_second(proxy.plain_port))
+        try:
+            scraped = await take_turn(whole, run, proxy, 1)
+        finally:
+            task.cancel()
+            ended = (await asyncio.gather(task, return_exceptions=True))[0]
+        if not isinstance(ended, asyncio.CancelledError):
+            raise RuntimeError(f"a scrape failed: {ended}")
+    series = sum(not line.startswith(b"#") for line in page.splitlines())
+    return {**scraped, "delay_alone": alone["delay"], "cpu_alone_seconds": alone["cpu_seconds"], "series": series}
+
+
+async def compare_clocks(bench: Bench, run: Run) -> Reading:
+    """Put a relay before an upstream of our own; return by how many milliseconds the clocks of its log are off."""
+    sent: dict[str, dict[str, float]] = {}
+    async with clocks.scripted(sent) as port, _own_relay(bench, run, replace(bench.upstream, plain_port=port)) as (proxy, folder):
+        await clocks.ask_all(proxy.plain_port)
+        lines = await clocks.read_log(folder / "stderr.log", clocks.STREAMS)
+    off = [round(difference * 1e6) for difference in clocks.differences(sent, lines)]
+    return {"off": quantiles(off), "errors": 0, "first_errors": []}
+
+
+_OWN_TURNS = {"scrape": scrape, "clocks": compare_clocks}
+"""Runs that are measured in a way of their own."""
 
 
 async def repeat(bench: Bench, run: Run, running: Mapping[str, Proxy], rounds: int) -> dict[str, list[Reading]]:
@@ -298,7 +348,7 @@ async def _try_turn(bench: Bench, run: Run, proxy: Proxy, number: int) -> Readin
         return _void("not run: out of time")
     try:
         if run.routes is not None:
-            return await take_own_turn(bench, run)
+            return await _OWN_TURNS.get(run.name, take_own_turn)(bench, run)
         return await (weigh if run.name == "memory" else take_turn)(bench, run, proxy, number)
     except RuntimeError as why:
         return _void(str(why))
@@ -313,6 +363,8 @@ def _brief(reading: Reading) -> str:
         return f"void, {reading['first_errors'][0]}"
     if "rest_bytes" in reading:
         return f"{reading['rest_bytes'] / 2**20:.1f} MiB at rest, {reading['stream_bytes'] / 1024:.1f} KiB per stream"
+    if "off" in reading:
+        return f"{reading['off']['count']} clocks, off by {reading['off']['p99_ms']:.2f} ms at p99"
     told = f"{reading['events']} events, {reading['requests']} requests"
     told += f", proxy {reading['busy_share']:.0%}, load {reading['load_share']:.0%}, others {reading['others_share']:.0%} of a core"
     return told + (f", {reading['errors']} errors: {reading['first_errors']}" if reading["errors"] else "")

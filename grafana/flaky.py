@@ -16,11 +16,12 @@ OUTAGE_SECONDS: Final = 25.0
 FLOOD_EVENTS: Final = 400
 FLOOD_TEXT: Final = "x" * 16_000
 ANSWER: Final = "This answer comes from a made-up upstream that fails now and then, so that there is something to see."
+UNREADABLE: Final = b"data: {not json\n\n"
 TOKEN_SECONDS: Final = 0.02
 
 
 class FlakyUpstream(ThreadingHTTPServer):
-    """Serves chat completions on a thread per connection; below /steady/ without faults, and at length."""
+    """Serves chat completions on a thread per connection; below /steady/ without outages, and at length."""
 
     daemon_threads = True
 
@@ -59,18 +60,18 @@ class _Handler(BaseHTTPRequestHandler):
         """Answer a chat completion, in one way or another."""
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         number = self.server.next_number()
-        if self.path.startswith("/steady/"):
-            self._stream([_delta(FLOOD_TEXT)] * FLOOD_EVENTS, pause=0)
+        if self._answered and number % 4 == 0:
+            self.close_connection = True  # as if it had died while it was idle
+        elif self.path.startswith("/steady/"):
+            self._stream([_delta(FLOOD_TEXT), UNREADABLE, *[_delta(FLOOD_TEXT)] * FLOOD_EVENTS], pause=0)
         elif self.server.is_out:
             self._json(503, {"error": {"message": "in an outage", "type": "server_error", "code": None}})
         elif number % 23 == 0:
             self._json(429, {"error": {"message": "too fast", "type": "rate_limit_error", "code": None}}, retry_after="1")
-        elif self._answered and number % 6 == 0:
-            self.close_connection = True  # as if it had died while it was idle
         else:
             events = [_delta(word + " ") for word in ANSWER.split()]
             if number % 5 == 2:
-                events.insert(2, b"data: {not json\n\n")
+                events.insert(2, UNREADABLE)
             self._stream(events, pause=TOKEN_SECONDS * (1 + number % 3), is_cut=number % 29 == 0)
         self._answered += 1
 

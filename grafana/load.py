@@ -1,6 +1,6 @@
 """A small load with some of everything that goes well and wrong, for a board that is to show something.
 
-    python -m grafana.load --relay http://127.0.0.1:8080 --key sk-demo-alice --key sk-demo-bob
+    python -m grafana.load --relay http://127.0.0.1:8080 --key sk-demo-alice --key sk-demo-alice --key sk-demo-bob
 
 It expects the routes of config/demo.yaml, and runs the upstream with faults that is one of its targets. Only the standard library.
 """
@@ -98,6 +98,7 @@ DEEDS: Final[Sequence[Deed]] = (
     Deed(weight=15, do=lambda worker: worker.ask("chat", worker.prompt)),
     Deed(weight=30, do=lambda worker: worker.ask("fast", worker.prompt)),
     Deed(weight=6, do=lambda worker: worker.ask("reasoner", worker.prompt, max_tokens=40)),
+    Deed(weight=6, do=lambda worker: worker.ask("hedged", worker.prompt, max_tokens=40)),
     Deed(weight=6, do=lambda worker: worker.ask("fast", worker.prompt, stream=False, max_tokens=40)),
     Deed(weight=5, do=lambda worker: worker.post("/v1/embeddings", json.dumps({"model": "fast", "input": worker.prompt}))),
     Deed(weight=15, do=lambda worker: worker.ask("chat", worker.prompt)),
@@ -136,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the upstream with faults, and the load until interrupted."""
     parser = argparse.ArgumentParser(prog="python -m grafana.load", description="Give a relay something to show.")
     parser.add_argument("--relay", default="http://127.0.0.1:8080", metavar="URL")
-    parser.add_argument("--key", action="append", metavar="KEY", help="virtual key; may be given several times")
+    parser.add_argument("--key", action="append", metavar="KEY", help="virtual key; the workers take those given in turn")
     parser.add_argument("--workers", type=int, default=6, metavar="N")
     parser.add_argument("--flaky", default="127.0.0.1:9001", metavar="HOST:PORT", help="where the upstream with faults listens")
     options: Any = parser.parse_args(arguments)

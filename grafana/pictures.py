@@ -28,7 +28,7 @@ SECONDS: Final = 300.0
 SCRAPE_SECONDS: Final = 5
 RATE: Final = f"{4 * SCRAPE_SECONDS}s"
 """What Grafana puts for `$__rate_interval` at this scrape interval."""
-KEYS: Final = ("sk-demo-alice", "sk-demo-bob")
+KEYS: Final = ("sk-demo-alice", "sk-demo-alice", "sk-demo-bob")
 WORKERS: Final = 6
 Json = dict[str, Any]
 

@@ -249,6 +249,7 @@ def errors(slo: Slo) -> Row:
                 about="Streams that stood still for more than a second, by who had the largest part in it.",
                 unit="ops",
                 queries=(Query(expr=f"sum by (blame) (rate(relay_stalls_total{{{F}}}[{R}]))", legend="{{blame}}"),),
+                width=6,
             ),
             Panel(
                 title="Silence in streams by culprit",
@@ -256,13 +257,22 @@ def errors(slo: Slo) -> Row:
                 " 1 is one stream's time. The upstream's part is what generating takes.",
                 unit="none",
                 queries=(Query(expr=f"sum by (blame) (rate(relay_gap_seconds_total{{{F}}}[{R}]))", legend="{{blame}}"),),
+                width=6,
             ),
             Panel(
                 title="Streams by fidelity",
                 about="Streams passed on byte for byte (exact), or not, and why.",
                 unit="reqps",
                 queries=(Query(expr=f"sum by (mode, why) (rate(relay_stream_fidelity_total{{{F}}}[{R}]))", legend="{{mode}} {{why}}"),),
+                width=6,
                 is_stacked=True,
+            ),
+            Panel(
+                title="Hedges / s",
+                about="Backup attempts beside a slow first one, on routes with `hedge`; won: the backup's content came first.",
+                unit="reqps",
+                queries=(Query(expr=f"sum by (route, won) (rate(relay_hedges_total{{{F}}}[{R}]))", legend="{{route}} won={{won}}"),),
+                width=6,
             ),
         ),
     )

@@ -5,6 +5,7 @@ Requests for which no limit is configured pass without a look at their size. One
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from math import ceil
 from typing import Final
 
@@ -82,7 +83,7 @@ class Admission:
             exchange.refused_by = answer.scope.prefix + answer.limit.value
             raise _refusal(answer)
         if allowance.counts_tokens:
-            exchange.debit = lambda tokens: self._limiter.debit(answer, tokens)
+            exchange.debit = partial(self._limiter.debit, answer)
         return Ticket(grant=answer, allowance=allowance, estimated=estimated)
 
     def settle(self, exchange: Exchange, ticket: Ticket | None, prices: Mapping[str, Price]) -> list[str]:
@@ -231,15 +232,23 @@ def _refusal(refusal: Refusal) -> ClientError:
 
 def _standing_headers(requests: Standing | None, tokens: Standing | None) -> tuple[tuple[bytes, bytes], ...]:
     """Say how the caller's limits stand, in the words of OpenAI's API: `x-ratelimit-reset-*` is a duration such as 1.2s or 6m0s."""
-    lines: list[tuple[bytes, bytes]] = []
-    for kind, standing in ((b"requests", requests), (b"tokens", tokens)):
-        if standing is not None:
-            lines.append((b"x-ratelimit-limit-" + kind, b"%d" % standing.limit))
-            lines.append((b"x-ratelimit-remaining-" + kind, b"%d" % standing.remaining))
-            lines.append((b"x-ratelimit-reset-" + kind, duration(standing.reset_ms)))
-    return tuple(lines)
+    lines: tuple[tuple[bytes, bytes], ...] = ()
+    if requests is not None:
+        lines = (
+            (b"x-ratelimit-limit-requests", b"%d" % requests.limit),
+            (b"x-ratelimit-remaining-requests", b"%d" % requests.remaining),
+            (b"x-ratelimit-reset-requests", duration(requests.reset_ms)),
+        )
+    if tokens is not None:
+        lines += (
+            (b"x-ratelimit-limit-tokens", b"%d" % tokens.limit),
+            (b"x-ratelimit-remaining-tokens", b"%d" % tokens.remaining),
+            (b"x-ratelimit-reset-tokens", duration(tokens.reset_ms)),
+        )
+    return lines
 
 
+@lru_cache(64)  # right after an admission it is always the whole minute
 def duration(milliseconds: int) -> bytes:
     """Write a duration as Go does, which is what OpenAI sends: 20ms, 1.2s, 6m0s."""
     if milliseconds < 1000:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bench import __main__ as command
-from bench import load, script, table, upstream
+from bench import limits, load, script, table, upstream
 from bench.scenarios import SCENARIOS, runs_for
 
 _QUANTILES = {"count": 100, "p50_ms": 0.5, "p90_ms": 0.8, "p99_ms": 1.0}
@@ -214,6 +214,13 @@ class _Deaf(asyncio.Transport):
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Drop it."""
+
+
+def test_what_limits_cost_is_told_for_both_stores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "_REQUESTS", 20)
+    monkeypatch.setattr(limits, "_ROUNDS", 1)
+    rows = [line.split(" | ") for line in limits.report().splitlines()[2:]]
+    assert [(row[1], row[3]) for row in rows] == [("one process", "15 us"), ("host", "40 us")] * 2
 
 
 def test_every_twentieth_request_stalls_and_the_loser_of_a_backup_is_timed(tmp_path: Path) -> None:

@@ -189,3 +189,14 @@ def test_shipped_example_can_be_explained_route_by_route() -> None:
     for name in shipped.routes:
         found = told(shipped, name.replace("*", "some"))
         assert (found.refusal, found.route) == (None, name)
+
+
+def test_what_is_done_about_slow_targets_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "relay.yaml"
+    slow = "{to: [one/a, two/b], timeouts: {first_token: auto}, hedge: {after: 800ms, at_most: 2.5%}, heartbeat: {every: 1m}}"
+    file.write_text(FILE.replace("  alone: one/a\n", f"  alone: one/a\n  slow: {slow}\n  learned: {{to: [one/a, two/b], hedge: }}\n"))
+    text = told(load(str(file), {}), "slow").text()
+    assert "first token 2m, or sooner once learned" in text
+    assert "a backup attempt on another target after 800ms, for at most 2.5% of requests" in text
+    assert "comments into a silent stream after 15s, every 1m" in text
+    assert "after the learned p95 of its first token, for at most 5%" in told(load(str(file), {}), "learned").text()

@@ -33,6 +33,8 @@ UNKNOWN_ANSWER: Final = 512
 QUANTILE: Final = 0.9
 _STEPS: Final = 4 * 32
 """Classes of answers' lengths, four to each doubling: up to 2 to the 32nd."""
+_SHORTEST: Final = 8
+"""Below this the classes are not told apart."""
 _ENOUGH: Final = 10
 _MEMORY: Final = 1_000
 """Answers after which all counts are halved, so that a route's habit of last month fades."""
@@ -105,7 +107,10 @@ class Answers:
         counts = self._counts.get(route)
         if counts is None:
             counts = self._counts[route] = [0] * (_STEPS + 1)
-        step = min(math.ceil(4 * math.log2(max(tokens, 1))), _STEPS - 1)
+        # The length of the number in bits, and the two after the first: four classes to a doubling.
+        below = max(tokens - 1, 0)
+        bits = below.bit_length()
+        step = min(4 * bits + (below << 3 >> bits & 3), _STEPS - 1)
         counts[step] += 1
         counts[_STEPS] += 1
         if counts[_STEPS] >= _MEMORY:
@@ -121,7 +126,7 @@ class Answers:
         for step in range(_STEPS):
             left -= counts[step]
             if left <= 0:
-                return math.ceil(2 ** (step / 4))
+                return max(_SHORTEST, (5 + step % 4) << (step // 4) >> 3)
         return UNKNOWN_ANSWER
 
 

@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Final
+from functools import lru_cache
+from math import ceil
+from typing import Final, NamedTuple
 
 from relay.config.tree import Budget, Limits, Period
 from relay.policy.sliding import WINDOW_CELLS, Cells, SlidingWindow, quantum_of
@@ -67,9 +69,8 @@ class Scope:
         return "" if self.route is None else "route_" if self.key is None else "key_route_"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Demand:
-    """What a request asks of its scopes."""
+class Demand(NamedTuple):
+    """What a request asks of its scopes. A tuple, as `Standing` is: one is made for each request."""
 
     scopes: tuple[Scope, ...]
     tokens: int
@@ -78,8 +79,7 @@ class Demand:
     """To reserve, in billionths of a US dollar."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class Standing(NamedTuple):
     """How a limit per minute stands: for the headers that tell a caller."""
 
     limit: int
@@ -216,9 +216,13 @@ def _kind(budget: Budget) -> int:
 
 def period_of(period: Period, unix_time: float) -> int:
     """Return the number of the calendar's day or month, UTC."""
-    if period is Period.DAY:
-        return int(unix_time // 86_400)
-    moment = datetime.fromtimestamp(unix_time, UTC)
+    day = int(unix_time // 86_400)
+    return day if period is Period.DAY else _month_of(day)
+
+
+@lru_cache(8)
+def _month_of(day: int) -> int:
+    moment = datetime.fromtimestamp(day * 86_400, UTC)
     return moment.year * 12 + moment.month - 1
 
 
@@ -234,7 +238,7 @@ def admit(accounts: Sequence[Account], demand: Demand, now: int, unix_time: floa
     """Take what `demand` asks for from the accounts of its scopes, in their order, or refuse and take nothing."""
     worst: tuple[float, Limit, Scope] | None = None
     for account, scope in zip(accounts, demand.scopes, strict=True):
-        for wait, limit in _waits(account, scope.limits, demand, now, unix_time):
+        for wait, limit in _waits(account, scope.limits, demand.tokens, demand.cost, now, unix_time):
             if worst is None or wait > worst[0]:
                 worst = (wait, limit, scope)
     if worst is None:
@@ -247,26 +251,27 @@ def admit(accounts: Sequence[Account], demand: Demand, now: int, unix_time: floa
 _NEVER: Final = float("inf")
 
 
-def _waits(account: Account, limits: Limits, demand: Demand, now: int, unix_time: float) -> list[tuple[float, Limit]]:
+def _waits(account: Account, limits: Limits, tokens: int, cost: int, now: int, unix_time: float) -> list[tuple[float, Limit]]:
     """Return each limit that has no room, with the milliseconds until it has."""
     found: list[tuple[float, Limit]] = []
     if limits.rpm is not None:
         need = account.requests.total(now) + 1 - limits.rpm
         if need > 0:
             found.append((_or_never(account.requests.wait(need, now)), Limit.RPM))
-    if limits.tpm is not None and demand.tokens:
-        need = account.tokens.total(now) + demand.tokens - limits.tpm
+    if limits.tpm is not None and tokens:
+        need = account.tokens.total(now) + tokens - limits.tpm
         if need > 0:
             found.append((_or_never(account.tokens.wait(need, now)), Limit.TPM))
-    if limits.concurrency is not None and account.slots >= limits.concurrency:
+    if limits.concurrency is not None and account.cells[_SLOTS] >= limits.concurrency:
         found.append((CONCURRENCY_WAIT_MS, Limit.CONCURRENCY))
-    if limits.budget is not None:
+    budget = limits.budget
+    if budget is not None:
         # A request that asks for nothing is refused too once all is spent: what it will cost is not known.
-        asked = max(1, _of_budget(limits.budget, demand.tokens, demand.cost))
-        if asked > limits.budget.amount:
+        asked = max(1, cost if budget.is_money else tokens)
+        if asked > budget.amount:
             found.append((_NEVER, Limit.BUDGET))
-        elif asked > account.left(limits.budget, unix_time):
-            found.append((-(-until_next(limits.budget.period, unix_time) * 1000 // 1), Limit.BUDGET))
+        elif asked > account.left(budget, unix_time):
+            found.append((ceil(until_next(budget.period, unix_time) * 1000), Limit.BUDGET))
     return found
 
 
@@ -282,12 +287,17 @@ def _of_budget(budget: Budget | None, tokens: int, cost: int) -> int:
 
 def _take(accounts: Sequence[Account], demand: Demand, now: int) -> Grant:
     grant = Grant(demand)
+    tokens, cost = demand.tokens, demand.cost
     for account, scope in zip(accounts, demand.scopes, strict=True):
         limits = scope.limits
-        grant.request_stamps.append(-1 if limits.rpm is None else account.requests.add(now, 1, quantum_of(limits.rpm)))
-        is_counted = limits.tpm is not None and demand.tokens > 0
-        grant.token_stamps.append(account.tokens.add(now, demand.tokens, quantum_of(limits.tpm or 0)) if is_counted else -1)
-        account.hold(demand.tokens, _of_budget(limits.budget, demand.tokens, demand.cost), 1)
+        request_stamp = token_stamp = -1
+        if limits.rpm is not None:
+            request_stamp = account.requests.add(now, 1, quantum_of(limits.rpm))
+        if limits.tpm is not None and tokens:
+            token_stamp = account.tokens.add(now, tokens, quantum_of(limits.tpm))
+        grant.request_stamps.append(request_stamp)
+        grant.token_stamps.append(token_stamp)
+        account.hold(tokens, _of_budget(limits.budget, tokens, cost), 1)
     grant.requests, grant.tokens = _standings(accounts, demand.scopes, now)
     return grant
 
@@ -297,20 +307,20 @@ def _standings(accounts: Sequence[Account], scopes: Sequence[Scope], now: int) -
     requests: Standing | None = None
     tokens: Standing | None = None
     for account, scope in zip(accounts, scopes, strict=True):
-        if scope.key is None:
-            continue
-        requests = _tighter(requests, scope.limits.rpm, account.requests, now)
-        tokens = _tighter(tokens, scope.limits.tpm, account.tokens, now)
+        if scope.key is not None:
+            limits = scope.limits
+            if limits.rpm is not None:
+                requests = _tighter(requests, limits.rpm, account.requests, now)
+            if limits.tpm is not None:
+                tokens = _tighter(tokens, limits.tpm, account.tokens, now)
     return requests, tokens
 
 
-def _tighter(known: Standing | None, limit: int | None, window: SlidingWindow, now: int) -> Standing | None:
-    if limit is None:
-        return known
-    remaining = max(0, limit - window.total(now))
+def _tighter(known: Standing | None, limit: int, window: SlidingWindow, now: int) -> Standing:
+    remaining = limit - window.total(now)
     if known is not None and known.remaining <= remaining:
         return known
-    return Standing(limit=limit, remaining=remaining, reset_ms=window.reset(now))
+    return Standing(limit, max(0, remaining), window.reset(now))
 
 
 def debit(accounts: Sequence[Account], grant: Grant, tokens: int, now: int) -> bool:

@@ -25,8 +25,19 @@ REQUESTS: Final = Family(
     "upstream_stalled or upstream_error.",
     labels=("operation", "route", "stream", "code", "outcome"),
 )
+STARTED: Final = Family(
+    name="relay_requests_started_total",
+    help="Client requests begun, answered lists of models included: finished + forgotten + lists + in flight.",
+)
+MODEL_LISTS: Final = Family(name="relay_model_lists_total", help="Lists of models that were answered; no other metric counts them.")
+FORGOTTEN: Final = Family(
+    name="relay_requests_forgotten_total",
+    help="Finished client requests whose series were dropped because a reload removed their route.",
+)
 IN_FLIGHT: Final = Family(
-    name="relay_requests_in_flight", help="Client requests currently being served, by route.", labels=("route", "stream")
+    name="relay_requests_in_flight",
+    help="Client requests currently being served, by route; _none until one is found.",
+    labels=("route", "stream"),
 )
 TIME_TO_FIRST_TOKEN: Final = Family(
     name="relay_time_to_first_token_seconds",

@@ -284,8 +284,13 @@ def _clocks(summary: Summary) -> dict[str, float] | None:
         ("last_content", meter.last_content_at or None),
         ("terminal", meter.terminal_at),
     )
-    return {name: round((at - begun_at) * 1000, 3) for name, at in instants if at is not None}
+    return {name: _milliseconds(at - begun_at) for name, at in instants if at is not None}
 
 
 def _ms(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds * 1000, 3)
+    return None if seconds is None else _milliseconds(seconds)
+
+
+def _milliseconds(seconds: float) -> float:
+    """Return milliseconds to the microsecond: `round` takes three times as long, and there are a dozen in a line."""
+    return int(seconds * 1e6 + 0.5) / 1000

@@ -6,24 +6,29 @@ sets or names from the configuration, the latter capped, so no request can mint 
 
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from enum import Enum
 from typing import Final
 
 from relay.config.tree import Config
-from relay.exchange import BAD, GOOD, Attempt, AttemptResult, Blame, Exchange, Outcome, Summary
+from relay.exchange import AttemptResult, Blame, Exchange, Outcome, Summary
 from relay.telemetry import families as f
 from relay.telemetry.exposition import OPENMETRICS, TEXT, ProcessPage, expose, wants_openmetrics
-from relay.telemetry.quotas import shares_left
+from relay.telemetry.observations import NO_ROUTE, Observations, flag
 from relay.telemetry.registry import OTHER, Number, Registry
 
-NO_ROUTE: Final = "_none"
-"""The route label of exchanges that ended before one was found."""
-NO_KEY: Final = "_none"
-"""The key label of callers without one, whom only a route's limits hold back."""
 HEALTH_STATES: Final = ("healthy", "cooling", "probing")
 INVARIANTS: Final = ("ended_is_at_most_started", "open_is_in_flight")
 
 Connections = dict[str, tuple[int, int]]
 """Idle and open connections, by upstream."""
+
+
+class _Gone(Enum):
+    """Series that are to be dropped: a scraper must have had the chance to read their last value."""
+
+    NOTHING = "nothing"
+    UNSEEN = "unseen"
+    SHOWN = "shown"
 
 
 class Metrics:
@@ -34,7 +39,8 @@ class Metrics:
         "_dropped",
         "_dropped_seen",
         "_ended",
-        "_leaving",
+        "_gone",
+        "_observations",
         "_open",
         "_process",
         "_reserved",
@@ -70,6 +76,7 @@ class Metrics:
         self.registry = registry = Registry(
             f.all_families(), bounds={f.TIME_TO_FIRST_TOKEN: config.metrics.slo.ttft}, cap=config.metrics.label_values
         )
+        self._observations = Observations(registry)
         self.lagged = registry.histogram(f.LOOP_LAG).observe
         """Takes how late the event loop ran, in seconds."""
         self._process = ProcessPage()
@@ -90,11 +97,11 @@ class Metrics:
         """Exchanges being served, and the gauge that each is counted in."""
         self._routes: frozenset[str] = frozenset()
         self._upstreams: frozenset[str] = frozenset()
-        self._leaving: set[str] = set()
-        """Routes that the configuration has no more, and that still serve."""
+        self._gone = _Gone.NOTHING
+        """Whether there are series of what the configuration does not name any more."""
         registry.number(f.BUILD, version, platform.python_version()).set(1)
-        registry.number(f.LOG_DROPPED)
-        registry.number(f.USAGE_DROPPED)
+        for counter in (f.LOG_DROPPED, f.USAGE_DROPPED, f.MODEL_LISTS, f.FORGOTTEN):
+            registry.number(counter)
         for invariant in (*INVARIANTS, *identities):
             registry.number(f.VIOLATIONS, invariant)
         self.know(config)
@@ -102,8 +109,9 @@ class Metrics:
     def know(self, config: Config) -> None:
         """Make the series of every configured route, so that rates see the first error, and drop those of routes that are gone."""
         number, fold = self.registry.number, self.registry.fold
+        if not self._routes <= config.routes.keys() or not self._upstreams <= config.upstreams.keys():
+            self._gone = _Gone.UNSEEN
         self._routes, self._upstreams = frozenset(config.routes), frozenset(config.upstreams)
-        self._drop_gone()
         self._count_overflow()
         self.registry.clear(f.TARGET_HEALTH)
         self._targets.clear()
@@ -130,12 +138,19 @@ class Metrics:
         self.registry.overflow.clear()  # those were no observations
 
     def _drop_gone(self) -> None:
-        """Drop the series of routes and upstreams that are not configured any more, once nothing is in flight for them."""
+        """Drop the series of routes and upstreams that are not configured any more, once nothing is in flight and a page has shown them."""
+        if self._gone is not _Gone.SHOWN:
+            self._gone = _Gone.SHOWN if self._gone is _Gone.UNSEEN else _Gone.NOTHING
+            return
+        registry = self.registry
         known = {*self._routes, NO_ROUTE, OTHER}
-        self._leaving = {labels[0] for labels, gauge in self.registry.numbers(f.IN_FLIGHT) if gauge.value and labels[0] not in known}
-        self.registry.keep(("route",), known | self._leaving)
-        if not self._leaving:
-            self.registry.keep(("upstream", "from_upstream", "to_upstream"), {*self._upstreams, OTHER})
+        leaving = {labels[0] for labels, gauge in registry.numbers(f.IN_FLIGHT) if gauge.value and labels[0] not in known}
+        self._gone = _Gone.UNSEEN if leaving else _Gone.NOTHING
+        forgotten = sum(counter.value for labels, counter in registry.numbers(f.REQUESTS) if labels[1] not in known | leaving)
+        registry.number(f.FORGOTTEN).inc(forgotten)
+        registry.keep(("route",), known | leaving)
+        if not leaving:
+            registry.keep(("upstream", "from_upstream", "to_upstream"), {*self._upstreams, OTHER})
 
     def loaded(self, *, is_good: bool, unix_time: float) -> None:
         """Take note of a configuration load."""
@@ -159,9 +174,9 @@ class Metrics:
         name = exchange.route.name
         if name not in self._routes:
             # Its request came in under a configuration that a reload has replaced.
-            self._leaving.add(name)
+            self._gone = _Gone.UNSEEN
         gauge = self._open[id(exchange)] = self.registry.number(
-            f.IN_FLIGHT, self.registry.fold("route", name), _flag(exchange.request.is_stream)
+            f.IN_FLIGHT, self.registry.fold("route", name), flag(exchange.request.is_stream)
         )
         gauge.inc()
 
@@ -179,28 +194,12 @@ class Metrics:
         if gauge is not None:
             gauge.dec()
         self._check()
-        if not summary.is_quiet:
-            self._observe(summary)
-        if self._leaving and gauge is not None and not gauge.value:
-            self._drop_gone()
-
-    def _observe(self, summary: Summary) -> None:
-        registry = self.registry
-        route = NO_ROUTE if summary.route is None else registry.fold("route", summary.route)
-        stream = _flag(summary.is_stream)
-        operation, outcome = summary.request.operation.value, summary.outcome.value
-        registry.number(f.REQUESTS, operation, route, stream, str(summary.status), outcome).inc()
-        registry.histogram(f.REQUEST_DURATION, operation, route, stream, _RESULTS[outcome]).observe(summary.duration_seconds)
-        if summary.request.key is not None:
-            registry.number(f.KEY_REQUESTS, registry.fold("key", summary.request.key.name), outcome).inc()
-        if summary.refused_by is not None:
-            name = NO_KEY if summary.request.key is None else registry.fold("key", summary.request.key.name)
-            registry.number(f.KEY_RATE_LIMITED, name, summary.refused_by).inc()
-        if summary.attempts:
-            upstream = registry.fold("upstream", summary.upstream or "")
-            self._observe_attempts(summary, route)
-            self._observe_times(summary, route, upstream)
-            self._observe_tokens(summary, route, upstream)
+        if summary.is_quiet:
+            self.registry.number(f.MODEL_LISTS).inc()
+        else:
+            self._observations.observe(summary)
+        if summary.route is not None and summary.route not in self._routes:
+            self._gone = _Gone.UNSEEN
 
     def _check(self) -> None:
         """Hold the identities against each other: started = ended + in flight, and nothing is served twice."""
@@ -208,76 +207,6 @@ class Metrics:
             self.registry.number(f.VIOLATIONS, "ended_is_at_most_started").inc()
         if len(self._open) > self._started - self._ended:
             self.registry.number(f.VIOLATIONS, "open_is_in_flight").inc()
-
-    def _observe_attempts(self, summary: Summary, route: str) -> None:
-        number, fold = self.registry.number, self.registry.fold
-        previous: Attempt | None = None
-        for attempt in summary.attempts:
-            upstream = fold("upstream", attempt.target.upstream.name)
-            number(f.ATTEMPTS, route, upstream, (attempt.result or AttemptResult.CANCELLED).value).inc()
-            if attempt.is_resend:
-                number(f.RESENDS, upstream).inc()
-            elif previous is not None and previous.result not in (None, AttemptResult.CANCELLED):
-                # One that was cancelled did not fail: another was quicker.
-                number(f.FALLBACKS, route, fold("upstream", previous.target.upstream.name), upstream, previous.result.value).inc()
-            if attempt.hedge_won is not None:
-                number(f.HEDGES, route, _flag(attempt.hedge_won)).inc()
-            first = attempt.meter.first_content_at
-            if first is not None and attempt.sent_at is not None:
-                self.registry.histogram(f.UPSTREAM_TIME_TO_FIRST_TOKEN, upstream).observe(first - attempt.sent_at)
-            if attempt.head is not None:
-                for limit, share in shares_left(attempt.head.headers).items():
-                    number(f.UPSTREAM_LIMIT_LEFT, upstream, limit).set(share)
-            unread = attempt.meter.malformed_events + attempt.meter.oversized_events
-            if unread:
-                number(f.MALFORMED_EVENTS, upstream).inc(unread)
-            previous = attempt
-
-    def _observe_times(self, summary: Summary, route: str, upstream: str) -> None:
-        number, histogram = self.registry.number, self.registry.histogram
-        if summary.overhead is not None:
-            for phase, seconds in (
-                ("request", summary.overhead.request),
-                ("event", summary.overhead.event),
-                ("finish", summary.overhead.finish),
-            ):
-                if seconds is not None:
-                    histogram(f.OVERHEAD, phase).observe(seconds)
-        if summary.gaps is not None:
-            number(f.GAP, route, "upstream").inc(summary.gaps.upstream)
-            number(f.GAP, route, "relay").inc(summary.gaps.relay)
-            number(f.GAP, route, "client").inc(summary.gaps.client)
-            for blame in summary.gaps.stalls:
-                number(f.STALLS, route, blame.value).inc()
-        if summary.backpressure_seconds:
-            number(f.BACKPRESSURE, route).inc(summary.backpressure_seconds)
-        if summary.ttft_seconds is not None:
-            histogram(f.TIME_TO_FIRST_TOKEN, route, upstream).observe(summary.ttft_seconds)
-            number(f.FIDELITY, route, "exact" if summary.rewritten is None else "rewritten", summary.rewritten or "").inc()
-        if summary.inter_token_seconds is not None:
-            histogram(f.INTER_TOKEN_LATENCY, route, upstream).observe(summary.inter_token_seconds)
-        if summary.token_seconds is not None:
-            histogram(f.TIME_PER_OUTPUT_TOKEN, route, upstream).observe(summary.token_seconds)
-
-    def _observe_tokens(self, summary: Summary, route: str, upstream: str) -> None:
-        usage = summary.usage
-        if usage is None or summary.usage_source is None:
-            return
-        source = summary.usage_source.value
-        number = self.registry.number
-        key = None if summary.request.key is None else self.registry.fold("key", summary.request.key.name)
-        for kind, amount in (
-            ("input", usage.input),
-            ("output", usage.output),
-            ("cached_input", usage.cached),
-            ("reasoning", usage.reasoning),
-        ):
-            if kind in ("input", "output"):
-                self.registry.histogram(f.REQUEST_TOKENS, route, kind).observe(amount)
-            if amount:
-                number(f.TOKENS, route, upstream, kind, source).inc(amount)
-                if key is not None:
-                    number(f.KEY_TOKENS, key, kind).inc(amount)
 
     # The page
 
@@ -298,7 +227,10 @@ class Metrics:
 
     def _refresh(self) -> None:
         """Take over what others count."""
+        self._drop_gone()
         number = self.registry.number
+        number(f.STARTED).set(self._started)
+        number(f.IN_FLIGHT, NO_ROUTE, "false").set(self.in_flight - len(self._open))
         self.registry.clear(f.CONNECTIONS)
         self.registry.clear(f.UPSTREAM_IN_FLIGHT)
         for upstream, (idle, opened) in self._connections().items():
@@ -369,11 +301,3 @@ _USUAL_CODE: Final = {
     Outcome.CLIENT_STALLED: "200",
     Outcome.LIMIT_REACHED: "200",
 }
-
-
-def _flag(value: bool) -> str:
-    return "true" if value else "false"
-
-
-_RESULTS: Final = {outcome.value: "good" if outcome in GOOD else "bad" if outcome in BAD else "not_counted" for outcome in Outcome}
-"""The label `result`, by outcome."""

@@ -96,11 +96,14 @@ def _states() -> Document:
         'relay_event_loop_lag_seconds_bucket{instance="a", le="+Inf"}': "0+11x20",
         'relay_event_loop_lag_seconds_bucket{instance="b", le="0.1"}': "0+11x20",
         'relay_event_loop_lag_seconds_bucket{instance="b", le="+Inf"}': "0+11x20",
+        'relay_key_limit_used_ratio{instance="a", key="alice", limit="tpm"}': "0.95x20",
+        'relay_key_limit_used_ratio{instance="a", key="bob", limit="rpm"}': "0.9x20",
         'up{job="relay", instance="a"}': "1x20",
         'up{job="relay", instance="b"}': "0x20",
     }
     cooling = ({"severity": "ticket", "instance": "a", "target": "openai/x"}, {"target": "openai/x"})
     refused = ({"severity": "ticket", "instance": "a"}, {"instance": "a"})
+    limit = {"key": "alice", "limit": "tpm"}
     books = {"instance": "a", "invariant": "open_is_in_flight"}
     return _case(
         "states",
@@ -110,6 +113,8 @@ def _states() -> Document:
             (6, "RelayTargetCooling", [cooling]),
             (3, "RelayEventLoopBlocked", []),
             (15, "RelayEventLoopBlocked", [({"severity": "ticket", "instance": "a"}, {"instance": "a"})]),
+            (9, "RelayKeyNearLimit", []),
+            (11, "RelayKeyNearLimit", [({"severity": "info", **limit}, limit)]),
             (4, "RelayConfigReloadFailed", []),
             (7, "RelayConfigReloadFailed", [refused]),
             (9, "RelayInvariantViolated", []),

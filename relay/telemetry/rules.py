@@ -159,6 +159,14 @@ def _state_alerts() -> list[Document]:
             "The books of {{ $labels.instance }} do not balance: {{ $labels.invariant }}",
             "invariants",
         ),
+        _alert(
+            "RelayKeyNearLimit",
+            "max by (key, limit) (relay_key_limit_used_ratio) > 0.9",
+            "10m",
+            "info",
+            "Key {{ $labels.key }} uses over 90 % of its {{ $labels.limit }} limit",
+            "keys",
+        ),
         _alert("RelayDown", 'up{job="relay"} == 0', "1m", "page", "{{ $labels.instance }} cannot be scraped", "down"),
     ]
 

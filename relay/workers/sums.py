@@ -11,7 +11,7 @@ from typing import Final
 from relay.config.tree import Config
 from relay.telemetry import families as f
 from relay.telemetry.exposition import OPENMETRICS, TEXT, CrewPage, expose, wants_openmetrics
-from relay.telemetry.metrics import NO_ROUTE
+from relay.telemetry.observations import NO_ROUTE
 from relay.telemetry.registry import OTHER, Registry
 
 EXIT_REASONS: Final = ("exit", "error", "killed")

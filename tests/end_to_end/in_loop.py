@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, Self
 
 from relay.app import App
 from relay.config import Config, load
-from tests.fakes.relay import Metrics, RelayProcess
+from tests.fakes.relay import ACCOUNTS, Metrics, RelayProcess
 
 
 class RelayInLoop(RelayProcess):
@@ -41,7 +41,9 @@ class RelayInLoop(RelayProcess):
         await self.app.run()
 
     async def stop(self, *, is_quiet: bool = True) -> None:
-        """Close everything; without a traceback in the log, unless told otherwise."""
+        """Check the accounts and close everything; without a traceback in the log, unless told otherwise."""
+        metrics = self.metrics_now()
+        assert sum(map(metrics.sum, ACCOUNTS)) == metrics.sum("relay_requests_started_total")
         await self.app.close()
         self._log_file.close()
         if is_quiet:

@@ -229,3 +229,32 @@ async def test_a_byte_order_mark_does_not_spoil_the_first_event(upstream: Script
     upstream.answers(after(LATE, sse([b"\xef\xbb\xbf" + FIRST[0], *FIRST[1:]])))
     async with running(tmp_path, {"one": upstream}, SOON) as relay:
         assert without_comments(await relay.post(CHAT, ask())) == b"".join(FIRST)
+
+
+async def test_a_client_without_chunks_gets_comments_too_and_a_reset_for_an_error(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+    async with running(tmp_path, {"one": upstream}, SOON) as relay:
+        upstream.answers(after(LATE, sse(FIRST)))
+        async with await relay.connect() as client:
+            await client.post(CHAT, ask(), version="HTTP/1.0")
+            response = await client.read_response()
+        assert (response.framing, response.end) == ("close", "complete")
+        assert without_comments(response) == b"".join(FIRST)
+        upstream.answers(after(LATE, error_answer(503)))
+        async with await relay.connect() as client:
+            await client.post(CHAT, ask(), version="HTTP/1.0")
+            assert (await client.read_response()).end == "rst"
+
+
+async def test_a_client_that_takes_nothing_gets_no_further_comments(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+    big = [b"data: " + b"x" * 60_000 + b"\n\n"] * 300
+    upstream.answers(sse([*big, *FIRST]))
+    async with running(tmp_path, {"one": upstream}, {"heartbeat": {"after": "40ms", "every": "40ms"}}) as relay:
+        async with await relay.connect(receive_buffer=4096) as client:
+            client.pause()
+            await client.post(CHAT, ask())
+            await upstream.wait_for("m")
+            await asyncio.sleep(1.0)
+            client.resume()
+            response = await client.read_response(within=30)
+        assert without_comments(response) == b"".join([*big, *FIRST])
+        assert response.body.count(COMMENT) <= 12  # of the 25 that would have been due

@@ -28,6 +28,8 @@ START_SECONDS = 15.0
 STOP_SECONDS = 15.0
 SETTLE_SECONDS = 2.0
 POLL_SECONDS = 0.02
+ACCOUNTS = ("relay_requests_total", "relay_requests_forgotten_total", "relay_model_lists_total", "relay_requests_in_flight")
+"""What becomes of requests that began: these add up to relay_requests_started_total."""
 NOISE = ("Traceback (most recent call last)", "never retrieved", "never awaited", "Unclosed", "ResourceWarning")
 """What a healthy relay never writes."""
 
@@ -220,7 +222,7 @@ class RelayProcess:
         deadline = time.monotonic() + within
         while True:
             metrics = await self.metrics()
-            finished = metrics.sum("relay_requests_total")
+            finished = metrics.sum("relay_requests_total") + metrics.sum("relay_requests_forgotten_total")
             logged = len(self.logs("request"))
             in_flight = metrics.nonzero("relay_requests_in_flight")
             if not in_flight and finished == logged:
@@ -237,6 +239,26 @@ class RelayProcess:
         ids = [line.get("request_id") for line in self.logs("request")]
         assert len(ids) == len(set(ids)), "a request was logged twice"
 
+    async def assert_accounts(self) -> None:
+        """Check that every request that began is finished, counted under one outcome, or in flight; asked in a relay that still answers."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while True:
+            try:
+                response = await self.get("/metrics", within=SETTLE_SECONDS)
+            except (OSError, EOFError, TimeoutError):
+                return  # it drains, it is gone, or it is full: nobody can ask
+            if response.status != 200:
+                return  # its metrics are elsewhere
+            metrics = Metrics.parse(response.body.decode())
+            if metrics.sum("relay_worker_exits_total"):
+                return  # what a killed worker had in flight is in no account
+            started = metrics.sum("relay_requests_started_total")
+            told = {name: metrics.sum(name) for name in ACCOUNTS}
+            if sum(told.values()) == started:  # a page is put together in steps, between which requests begin and end
+                return
+            assert time.monotonic() < deadline, f"{started} requests began, but {told}"
+            await asyncio.sleep(POLL_SECONDS)
+
     def assert_quiet(self) -> None:
         """Check that no traceback and no complaint of the interpreter was written."""
         text = self.stderr()
@@ -244,11 +266,12 @@ class RelayProcess:
         assert not found, f"the relay wrote {found}:\n{text[-8000:]}"
 
     async def stop(self, *, is_quiet: bool = True) -> None:
-        """Send SIGTERM and expect exit code 0 and, unless told otherwise, a log without tracebacks. Idempotent."""
+        """Check the accounts, send SIGTERM, and expect exit code 0 and, unless told otherwise, a log without tracebacks. Idempotent."""
         if self._process is None:
             return
         process = self._process
         if process.poll() is None:
+            await self.assert_accounts()
             process.send_signal(signal.SIGTERM)
         code = await self.wait_exit()
         self._process = None

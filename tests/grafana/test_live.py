@@ -29,7 +29,7 @@ INTERVAL: Final = "30s"
 """For `$__rate_interval` and `$__range`: the whole test."""
 OUTCOMES: Final = frozenset(
     {"complete", "invalid_request", "unauthorized", "rejected", "upstream_failed", "upstream_cut", "upstream_stalled", "upstream_error"}
-    | {"client_gone", "client_stalled"}
+    | {"client_gone", "client_stalled", "rate_limited"}
 )
 """Those that the load brings about."""
 BOARD: Final[dict[str, Any]] = json.loads(FILE.read_text())
@@ -59,6 +59,7 @@ async def prometheus(shared_relay_with: RelayWith, tmp_path_factory: pytest.Temp
     """A Prometheus that has watched a relay under load, asked when the load is over."""
     config = yaml.safe_load((ROOT / "config/demo.yaml").read_text()) | {"metrics": {}}
     folder = tmp_path_factory.mktemp("prometheus")
+    config["keys"]["bob"]["limits"]["rpm"] = 20  # so few that the load meets it
     with flaky_upstream() as url:
         relay: RelayProcess = await shared_relay_with(config, env={"LOAD_URL": url})
         rules = to_yaml(make_rules(Slo()), "rules").replace("interval: 30s", "interval: 1s")

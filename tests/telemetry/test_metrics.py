@@ -2,16 +2,19 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from relay.exchange import AttemptResult, Operation, Outcome, StreamMeter, Usage
+from relay.config.tree import Config
+from relay.exchange import AttemptResult, Operation, Outcome, StreamMeter, Usage, summarize
 from relay.telemetry import families
 from relay.telemetry.families import Family
-from relay.telemetry.metrics import NO_ROUTE, Metrics
-from tests.telemetry.summaries import CONFIG, FAST, STAR, attempt, ended, head
+from relay.telemetry.metrics import Metrics
+from relay.telemetry.observations import NO_ROUTE
+from tests.telemetry.summaries import CONFIG, FAST, MINE, STAR, attempt, ended, head
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 FAMILIES = [value for value in vars(families).values() if isinstance(value, Family)]
@@ -133,8 +136,6 @@ def test_times_are_observed_once_per_stream(metrics: Metrics) -> None:
     exchange, _ = ended(Outcome.COMPLETE, made_attempt)
     exchange.first_content_written_at = 10.8
     exchange.backpressure_seconds = 0.25
-    from relay.exchange import summarize
-
     metrics.began()
     metrics.ended(exchange, summarize(exchange, 12.0))
     for name, seconds in (
@@ -239,3 +240,116 @@ def test_each_family_is_named_and_explained_by_the_rules(family: Family) -> None
     assert list(family.buckets) == sorted(set(family.buckets))
     if family.buckets:
         assert family.name.endswith(("_seconds", "_tokens"))
+
+
+ALONE = Config(upstreams={"mine": MINE}, routes={"*": STAR})
+"""What is left after a reload that takes away the route `fast` and the upstream `other`."""
+
+
+def names(metrics: Metrics, label: str) -> set[str]:
+    return {labels[label] for _, labels, _ in samples(metrics) if label in labels}
+
+
+def test_series_of_a_removed_route_are_shown_once_more_and_then_dropped(metrics: Metrics) -> None:
+    observe(metrics, Outcome.COMPLETE, attempt(FAST.targets[1]))
+    metrics.know(ALONE)
+    assert value(metrics, "relay_requests_total", route="fast", outcome="complete") == 1
+    assert names(metrics, "route") == {"*", NO_ROUTE}
+    assert names(metrics, "upstream") == {"mine"}
+    assert value(metrics, "relay_requests_forgotten_total") == 1
+
+
+def test_series_of_a_removed_route_stay_while_it_serves_and_show_how_that_ended(metrics: Metrics) -> None:
+    exchange, summary = ended(Outcome.UPSTREAM_CUT, attempt())
+    metrics.began()
+    metrics.routed(exchange)
+    metrics.know(ALONE)
+    for _ in range(4):
+        assert value(metrics, "relay_requests_in_flight", route="fast") == 1
+    metrics.ended(exchange, summary)
+    assert value(metrics, "relay_requests_total", route="fast", outcome="upstream_cut") == 1
+    assert names(metrics, "route") == {"*", NO_ROUTE}
+    assert metrics.in_flight == 0
+
+
+def test_a_request_that_a_reload_overtook_leaves_no_series_behind(metrics: Metrics) -> None:
+    metrics.know(ALONE)
+    names(metrics, "route"), names(metrics, "route")
+    observe(metrics, Outcome.COMPLETE, attempt())
+    assert value(metrics, "relay_requests_total", route="fast") == 1
+    assert names(metrics, "route") == {"*", NO_ROUTE}
+
+
+def test_a_reload_that_takes_nothing_away_drops_nothing(metrics: Metrics) -> None:
+    observe(metrics, Outcome.COMPLETE, attempt(), status=418)
+    before = {(name, tuple(labels.items())) for name, labels, _ in samples(metrics) if name.startswith("relay_")}
+    metrics.know(CONFIG)
+    for _ in range(3):
+        after = {(name, tuple(labels.items())) for name, labels, _ in samples(metrics) if name.startswith("relay_")}
+        assert after == before
+
+
+def test_past_the_cap_names_share_a_series_and_are_counted() -> None:
+    metrics = Metrics(replace(CONFIG, metrics=replace(CONFIG.metrics, label_values=1)), "1", connections=dict, dropped=lambda: 0)
+    observe(metrics, Outcome.COMPLETE, attempt(), route=STAR, key="alice")
+    observe(metrics, Outcome.COMPLETE, attempt(), route=STAR, key="bob")
+    assert value(metrics, "relay_requests_total", route="_other", outcome="complete") == 2
+    assert value(metrics, "relay_key_requests_total", key="_other") == 1
+    assert value(metrics, "relay_label_overflow_total", label="key") == 1
+    assert value(metrics, "relay_label_overflow_total", label="route") >= 2
+
+
+def test_the_promised_time_to_first_token_is_a_bound() -> None:
+    config = replace(CONFIG, metrics=replace(CONFIG.metrics, slo=replace(CONFIG.metrics.slo, ttft=2.25)))
+    metrics = Metrics(config, "1", connections=dict, dropped=lambda: 0)
+    exchange, _ = ended(Outcome.COMPLETE, attempt())
+    exchange.first_content_written_at = 12.2
+    metrics.began()
+    metrics.ended(exchange, summarize(exchange, 13.0))
+    assert value(metrics, "relay_time_to_first_token_seconds_bucket", le="2.0") == 0
+    assert value(metrics, "relay_time_to_first_token_seconds_bucket", le="2.25") == 1
+
+
+def test_what_began_is_finished_answered_or_in_flight(metrics: Metrics) -> None:
+    observe(metrics, Outcome.COMPLETE, attempt())
+    observe(metrics, Outcome.COMPLETE, operation=Operation.MODELS, route=None)
+    metrics.began()
+    routed, _ = ended(Outcome.COMPLETE)
+    metrics.began()
+    metrics.routed(routed)
+    assert value(metrics, "relay_requests_started_total") == 4
+    assert value(metrics, "relay_requests_total") == value(metrics, "relay_model_lists_total") == 1
+    assert value(metrics, "relay_requests_in_flight", route=NO_ROUTE) == value(metrics, "relay_requests_in_flight", route="fast") == 1
+
+
+def test_the_state_of_a_target_stands_at_each_of_its_places() -> None:
+    states = [("mine/m", "cooling"), ("other/n", "healthy"), ("mine/*", "healthy")]
+    metrics = Metrics(CONFIG, "1", connections=dict, dropped=lambda: 0, standings=lambda: states)
+    assert value(metrics, "relay_target_health", route="fast", upstream="mine", target="mine/m", state="cooling") == 1
+    assert value(metrics, "relay_target_health", route="*", upstream="mine", target="mine/*", state="healthy") == 1
+    assert value(metrics, "relay_target_health") == 3
+    states[0] = ("mine/m", "probing")
+    assert value(metrics, "relay_target_health", target="mine/m", state="probing") == 1
+    assert value(metrics, "relay_target_health", target="mine/m", state="cooling") == 0
+
+
+def test_gaps_stalls_tokens_and_limits_are_told(metrics: Metrics) -> None:
+    meter = StreamMeter(first_content_at=10.5, last_content_at=13.5, content_events=3, terminal_at=13.75, usage=Usage(input=9, output=7))
+    meter.silences.append((11.0, 13.5))
+    answered = replace(head(200), headers=((b"x-ratelimit-limit-requests", b"10"), (b"x-ratelimit-remaining-requests", b"4")))
+    exchange, _ = ended(Outcome.COMPLETE, attempt(meter=meter, head=answered))
+    exchange.backpressure_seconds = 0.25
+    metrics.began()
+    metrics.ended(exchange, summarize(exchange, 14.0))
+    assert value(metrics, "relay_gap_seconds_total", route="fast", blame="upstream") == pytest.approx(3.0)
+    assert value(metrics, "relay_gap_seconds_total", route="fast", blame="client") == pytest.approx(0.25)
+    assert value(metrics, "relay_stalls_total", route="fast", blame="upstream") == 1
+    assert value(metrics, "relay_time_per_output_token_seconds_sum", route="fast", upstream="mine") == pytest.approx(0.5)
+    assert value(metrics, "relay_request_tokens_sum", route="fast", type="output") == 7
+    assert value(metrics, "relay_upstream_ratelimit_remaining_ratio", upstream="mine", limit="rpm") == pytest.approx(0.4)
+
+
+def test_reasoning_that_was_not_streamed_took_no_time_of_the_stream(metrics: Metrics) -> None:
+    meter = StreamMeter(first_content_at=10.5, last_content_at=11.5, usage=Usage(input=1, output=105, reasoning=100))
+    observe(metrics, Outcome.COMPLETE, attempt(meter=meter))
+    assert value(metrics, "relay_time_per_output_token_seconds_sum") == pytest.approx(0.25)
