@@ -12,8 +12,8 @@ The life of a request, and the room each step happens in:
    -> `ResponseHead`
 5. `stream` passes the body on as it comes, a copy of it observed by `wire`; with the first meaningful event it commits:
    status and headers go to the client, and from then on no other target is tried.
-6. A failure before that goes to `policy.verdicts` and, by the attempt's `trial`, to the target's health: another target is
-   tried, or there is an error (`errors`) in the words of a dialect (`dialects`).
+6. A failure before that is judged by `policy.verdicts` and entered where it belongs by `policy.trial`; `policy.course` says what
+   is tried next, or there is an error (`errors`) in the words of a dialect (`dialects`).
 7. The `gateway` closes the exchange with exactly one `Outcome`. The `Summary` of it is told to `telemetry` once.
 
 `exchange` holds the records that travel, `config` builds the one frozen tree of settings, `app` puts the rooms together,
@@ -23,7 +23,7 @@ The life of a request, and the room each step happens in:
 Who may import whom (a test checks it), lowest first:
 
     errors <- config <- exchange <- wire, policy <- providers, dialects <- stream
-    stream <- answering, ports <- attempt, trial <- race, heartbeat <- forward
+    stream <- answering, ports <- attempt <- race, heartbeat <- forward
     forward, reception, planning, admission <- gateway <- transport <- app <- workers <- cli
     exchange <- telemetry <- app
     policy <- stores <- app

@@ -4,15 +4,14 @@ from time import time
 
 from relay.config.tree import Upstream
 from relay.errors import UpstreamRefused, encode_error, error_answer, upstream_message
-from relay.exchange import JSON_OPERATIONS, ClientRequest, Exchange, Operation, Outcome, ResponseHead, StreamMeter
+from relay.exchange import JSON_OPERATIONS, ClientRequest, Operation, Outcome, ResponseHead, StreamMeter
 from relay.policy.backoff import retry_after
-from relay.policy.patience import advice
+from relay.policy.refusals import Blame
 from relay.policy.routing import Choice
-from relay.policy.targets import name_of
 from relay.policy.verdicts import judge
 from relay.stream import BodyRelay, EventRelay, HoldBudget, OpaqueRelay, Port, WholeRelay
-from relay.wire.faults import error_envelope
-from relay.wire.openai import error_event, parse_error
+from relay.wire.faults import ErrorWords, error_envelope, parse_error
+from relay.wire.openai import error_event
 
 
 def choose_relay(
@@ -34,18 +33,18 @@ def is_unusable(head: ResponseHead, request: ClientRequest) -> bool:
     return request.operation in JSON_OPERATIONS and (head.content_type == b"text/html" or head.status in (204, 205))
 
 
-def is_replaced(status: int, upstream: Upstream) -> bool:
-    """Tell whether the caller never sees a refusal of this status as it came (ruling 9)."""
-    if status in (401, 402, 403):
-        return not upstream.is_passthrough
-    return 300 <= status < 400
+def is_replaced(refusal: UpstreamRefused, choice: Choice) -> bool:
+    """Tell whether the caller never sees `refusal` as it came, for it is about a credential of the relay (ruling 9)."""
+    if refusal.status not in (401, 402, 403) or choice.target.upstream.is_passthrough:
+        return False
+    return judge(refusal, choice).blame is not Blame.NOBODY
 
 
-def read_refusal(head: ResponseHead, body: bytes, upstream: Upstream) -> UpstreamRefused:
+def read_refusal(head: ResponseHead, body: bytes) -> UpstreamRefused:
     """Read what a refusal says of itself, as far as its body has come."""
-    type_, code = parse_error(body) if body and not head.is_encoded else (None, None)
+    words = parse_error(body) if body and not head.is_encoded else ErrorWords()
     wait = retry_after(head.headers, time(), body)
-    return UpstreamRefused(head.status, vendor=upstream.vendor, type=type_, code=code, retry_after=wait)
+    return UpstreamRefused(head.status, type=words.type, code=words.code, message=words.message, retry_after=wait)
 
 
 def _looks_like_events(request: ClientRequest, head: ResponseHead) -> bool:
@@ -55,27 +54,12 @@ def _looks_like_events(request: ClientRequest, head: ResponseHead) -> bool:
     return request.is_stream and head.content_type in (b"", b"text/plain")
 
 
-def may_fall_back_on(error: UpstreamRefused, choice: Choice) -> bool:
-    """Tell whether a refusal is one that another target may be asked after."""
-    if error.status in (401, 402, 403) and choice.target.upstream.is_passthrough:
-        # The caller's own credential was refused: that is the answer.
-        return False
-    return judge(error, is_mapped=choice.is_mapped).fall_back
-
-
-def advise_after(exchange: Exchange, refusal: UpstreamRefused, choice: Choice) -> None:
-    """Tell an SDK not to ask again when that would multiply attempts, or cannot help."""
-    is_spent = len({name_of(attempt.target) for attempt in exchange.attempts}) > 1
-    is_asked_again = refusal.status >= 500 or refusal.status in (408, 409, 429)
-    if is_asked_again and (is_spent or judge(refusal, is_mapped=choice.is_mapped).is_final):
-        exchange.advice = advice(None)
-
-
 def outcome_with(outcome: Outcome, refusal: UpstreamRefused | None, choice: Choice) -> Outcome:
     """Return what an answer that ended with `outcome` was, `refusal` taken in when it was one."""
     if refusal is None or outcome is not Outcome.COMPLETE:
         return outcome
-    return Outcome.UPSTREAM_FAILED if may_fall_back_on(refusal, choice) else Outcome.REJECTED
+    # One that would have fallen back, had the route or the budget had more, is no fault of the caller's.
+    return Outcome.UPSTREAM_FAILED if judge(refusal, choice).fall_back else Outcome.REJECTED
 
 
 def break_event(operation: Operation, code: str) -> bytes:

@@ -15,12 +15,10 @@ from time import monotonic
 from typing import Any
 
 from relay.answering import (
-    advise_after,
     break_event,
     choose_relay,
     is_replaced,
     is_unusable,
-    may_fall_back_on,
     outcome_with,
     read_refusal,
     refusal_event,
@@ -38,7 +36,7 @@ from relay.errors import (
     error_answer,
 )
 from relay.exchange import Attempt, Exchange, Operation, Outcome, ResponseHead, State, UpstreamRequest
-from relay.policy.bounds import next_bound
+from relay.policy.bounds import in_time, next_bound, time_left
 from relay.policy.routing import Choice
 from relay.ports import Call, Sink, Upload, Upstreams
 from relay.stream import DONE_GRACE_SECONDS, HOLD_SECONDS, BodyEnd, BodyRelay, EventRelay, HoldBudget, OpaqueRelay, WholeRelay, broken
@@ -82,11 +80,14 @@ class Attempting:
         timeouts: Timeouts,
         budget: HoldBudget,
         *,
-        may_fall_back: Callable[[], bool],
+        may_fall_back: Callable[[UpstreamRefused], bool],
         deadline_at: float = inf,
-        on_answer: Callable[[], None] | None = None,
+        on_answer: Callable[[float], None] | None = None,
     ) -> None:
-        """Try `choice`; `deadline_at` is when the caller gives up, `on_answer` is called when a good answer begins."""
+        """Try `choice`; `deadline_at` is when the caller gives up.
+
+        `may_fall_back` is asked about a refusal that would be passed on, `on_answer` is told when a good answer begins.
+        """
         self._loop = asyncio.get_running_loop()
         self._exchange = exchange
         self._choice = choice
@@ -123,11 +124,14 @@ class Attempting:
 
     async def run(self, upstreams: Upstreams, request: UpstreamRequest, upload: Upload | None, *, is_fresh: bool) -> RelayError | None:
         """Make the attempt; return None when the answer is over, else why nothing reached the client."""
+        phase, left = time_left(self._exchange, self._timeouts, monotonic(), self._deadline_at)
+        if left <= 0:
+            return UpstreamTimeout(phase)
         try:
             try:
-                self._call = await upstreams.begin(request, self, self._timeouts.connect, is_fresh=is_fresh)
+                self._call = await upstreams.begin(request, self, min(self._timeouts.connect, left), is_fresh=is_fresh)
             except UpstreamError as error:
-                return self.done.result() if self.done.done() else error
+                return self.done.result() if self.done.done() else in_time(error, phase, is_cut_short=left < self._timeouts.connect)
             self.attempt.sent_at = monotonic()
             self.was_reused = self._call.is_reused
             self._watch()
@@ -152,11 +156,6 @@ class Attempting:
                 task.exception()
             self.is_uploading = False
             self.attempt.sent_at = monotonic()
-
-    @property
-    def refusal(self) -> UpstreamRefused | None:
-        """Return why the upstream refused, also when its answer was passed on; None when it did not."""
-        return self._refusal
 
     def cut(self, outcome: Outcome, code: str) -> None:
         """End the attempt for a reason of the relay's own, such as shutdown."""
@@ -198,8 +197,8 @@ class Attempting:
             self.failed(MalformedResponse(Malformation.PROTOCOL))
             return
         if head.status >= 300 and head.status != 304:
-            self._refusal = read_refusal(head, b"", self._choice.target.upstream)
-            if is_replaced(head.status, self._choice.target.upstream):
+            self._refusal = read_refusal(head, b"")
+            if head.status < 400:
                 self.failed(self._refusal)
                 return
         elif is_unusable(head, self._exchange.request):
@@ -229,7 +228,7 @@ class Attempting:
         self.attempt.head = head
         self.relay = OpaqueRelay(self, self.attempt.meter, is_open_proof=True)
         if self._on_answer is not None:
-            self._on_answer()
+            self._on_answer(monotonic())
         exchange.move(State.COMMITTED)
         exchange.status = head.status
         self._begin()
@@ -266,18 +265,16 @@ class Attempting:
         head = self.attempt.head
         assert head is not None
         if self._refusal is not None:
-            self._refusal = read_refusal(head, first, self._choice.target.upstream)
-            if may_fall_back_on(self._refusal, self._choice) and self._may_fall_back():
+            self._refusal = read_refusal(head, first)
+            if self._may_fall_back(self._refusal) or is_replaced(self._refusal, self._choice):
                 self.failed(self._refusal)
                 return False
         if exchange.is_begun_early:
             return self._continue(first)
         if self.claim is not None:
             self.claim(self)
-        if self._refusal is not None:
-            advise_after(exchange, self._refusal, self._choice)
-        elif self._on_answer is not None:
-            self._on_answer()
+        if self._refusal is None and self._on_answer is not None:
+            self._on_answer(monotonic())
         self._sink.open(exchange, head, first)
         exchange.move(State.COMMITTED)
         exchange.committed_at = monotonic()
@@ -302,7 +299,7 @@ class Attempting:
             self._refuse_in_stream(self._refusal, first)
             return False
         if self._on_answer is not None:
-            self._on_answer()
+            self._on_answer(monotonic())
         self._begin()
         # A byte order mark is one only at the head of a stream, and that is past.
         first = first.removeprefix(codecs.BOM_UTF8)
@@ -332,6 +329,9 @@ class Attempting:
 
     def failed(self, error: UpstreamError) -> None:
         """Give the attempt up: nothing of it reached the client."""
+        if self._refusal is not None and is_replaced(self._refusal, self._choice):
+            # Whatever became of its body, the refusal is what there is to know.
+            error = self._refusal
         self._settle(error)
 
     def ended(self, outcome: Outcome, code: str | None, *, is_clean: bool, can_append: bool) -> None:
@@ -375,7 +375,8 @@ class Attempting:
         if self.is_open and self.relay is not None:
             self.relay.cut(Outcome.UPSTREAM_STALLED, phase.value)
         else:
-            self.failed(UpstreamTimeout(phase))
+            had_its_time = now - self.attempt.started_at >= self._timeouts.total / 2
+            self.failed(UpstreamTimeout(phase, had_its_time=had_its_time))
 
     def _bound(self, now: float) -> tuple[Phase, float]:
         full_since = self._call.full_since if self._call is not None else None

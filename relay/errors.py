@@ -6,7 +6,7 @@ looks at what kind of error it is to choose a status; nobody but `policy.verdict
 `message` is a fixed string per code: never an exception's text, a URL or the caller's bytes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, assert_never
@@ -78,23 +78,34 @@ class Phase(Enum):
 class UpstreamTimeout(UpstreamError):
     """The upstream was silent for longer than the phase allows."""
 
-    def __init__(self, phase: Phase) -> None:
+    def __init__(self, phase: Phase, *, had_its_time: bool = False) -> None:
+        """`had_its_time` tells, for the total, whether the upstream had most of it to itself."""
         super().__init__(phase.value)
         self.phase = phase
+        self.had_its_time = had_its_time
 
 
 class UpstreamRefused(UpstreamError):
-    """The upstream answered with a status other than 2xx. `raw` is the answer as it came, ready to be passed on."""
+    """The upstream answered with a status other than 2xx."""
 
     def __init__(
-        self, status: int, *, vendor: str = "", type: str | None = None, code: str | None = None, retry_after: float | None = None
+        self,
+        status: int,
+        *,
+        type: str | None = None,
+        code: str | None = None,
+        message: str | None = None,
+        retry_after: float | None = None,
     ) -> None:
-        """`vendor` tells whose words `type` and `code` are; `retry_after` is the wait in seconds that the upstream asks for."""
+        """`type`, `code` and `message` are the upstream's words, `retry_after` the wait in seconds that it asks for.
+
+        A message may quote the request: it is there to be judged, never to be shown.
+        """
         super().__init__(f"upstream answered {status}")
         self.status = status
-        self.vendor = vendor
         self.type = type
         self.code = code
+        self.message = message
         self.retry_after = retry_after
 
 
@@ -152,9 +163,12 @@ class ErrorAnswer:
     param: str | None = None
     headers: Mapping[str, str] | None = None
 
-    def body(self) -> bytes:
-        """Encode OpenAI's error envelope, one line of ASCII-safe JSON."""
-        return encode_error(self.message, type=self.type, param=self.param, code=self.code)
+    def body(self, attempts: Sequence[Mapping[str, str]] = ()) -> bytes:
+        """Encode OpenAI's error envelope, one line of ASCII-safe JSON; `attempts`, where there were any, are told in it."""
+        if not attempts:
+            return encode_error(self.message, type=self.type, param=self.param, code=self.code)
+        told = {"message": self.message, "type": self.type, "param": self.param, "code": self.code, "attempts": attempts}
+        return _json.encode({"error": told})
 
 
 def encode_error(message: str, *, type: str, code: str | None, param: str | None = None) -> bytes:

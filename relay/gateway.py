@@ -11,7 +11,7 @@ from typing import Protocol
 from urllib.parse import unquote
 
 from relay.admission import Admission
-from relay.config.tree import Key, Upstream
+from relay.config.tree import Key, Secret, Upstream
 from relay.errors import LIMIT_CODES, ClientError, Draining, ErrorAnswer, InternalError, Overloaded, RelayError, error_answer
 from relay.exchange import Exchange, Lateness, Operation, Outcome, Span, State, Summary, UpstreamRequest, summarize
 from relay.forward import Forwarder
@@ -89,7 +89,7 @@ class Gateway:
         *,
         targets: Targets,
         limiter: Limiter,
-        credential: Callable[[Upstream], bytes | None],
+        credential: Callable[[Upstream, Secret | None], bytes | None],
         make_id: Callable[[], str],
         chance: Callable[[], float] = lambda: 0.5,
         lateness: Lateness = lambda start, end: 0.0,
@@ -152,12 +152,12 @@ class Gateway:
         self._observer.routed(exchange)
         client.write_seconds = plan.route.timeouts.write
 
-        def encode(choice: Choice) -> UpstreamRequest:
+        def encode(choice: Choice, secret: Secret | None) -> UpstreamRequest:
             upstream = choice.target.upstream
             return snapshot.providers[upstream.name].encode(
                 request,
                 choice.model,
-                None if upstream.is_passthrough else self._credential(upstream),
+                None if upstream.is_passthrough else self._credential(upstream, secret),
                 upload_length=arrival.content_length,
                 is_upload=upload is not None,
                 span=span_id(self._chance()),
@@ -202,7 +202,7 @@ class Gateway:
         lines = [(b"content-type", b"application/json"), (b"x-relay-error", answer.code.encode("ascii")), *_own_headers(exchange)]
         told = {**(answer.headers or {}), **exchange.advice}
         lines += [(name.encode("ascii"), value.encode("ascii")) for name, value in told.items()]
-        client.answer(answer.status, lines, answer.body())
+        client.answer(answer.status, lines, answer.body(exchange.attempts_told()))
 
     def _finish(self, exchange: Exchange, client: Client) -> None:
         client.account()

@@ -11,23 +11,18 @@ from typing import Any
 from relay.attempt import Attempting
 from relay.errors import RelayError
 from relay.exchange import Exchange
-from relay.policy.routing import Choice
-from relay.trial import Onward, Trial
+from relay.policy.course import Step
 
 
 class Entrant:
     """One attempt of a race."""
 
-    __slots__ = ("choice", "error", "onward", "run", "task", "trial", "try_")
+    __slots__ = ("error", "run", "step", "task", "try_")
 
-    def __init__(
-        self, run: Attempting, choice: Choice, trial: Trial, onward: Onward, try_: Callable[[], Coroutine[Any, Any, RelayError | None]]
-    ) -> None:
+    def __init__(self, run: Attempting, step: Step, try_: Callable[[], Coroutine[Any, Any, RelayError | None]]) -> None:
         """Enter `run`, which `try_` makes: its result is None when the answer is over, else why nothing reached the client."""
         self.run = run
-        self.choice = choice
-        self.trial = trial
-        self.onward = onward
+        self.step = step
         self.try_ = try_
         self.task: asyncio.Task[None] | None = None
         self.error: RelayError | None = None
@@ -49,7 +44,7 @@ class Race:
         """Tell whether a second attempt was made."""
         return len(self._entrants) > 1
 
-    async def run(self, first: Entrant, delay: float, back_up: Callable[[Entrant], Entrant | None]) -> Entrant:
+    async def run(self, first: Entrant, delay: float, back_up: Callable[[], Entrant | None]) -> Entrant:
         """Make the attempt `first`, and after `delay` seconds without an answer the one that `back_up` returns, if any.
 
         Returns the one that answered, else the one that failed last.
@@ -59,23 +54,21 @@ class Race:
                 task = self._enter(group, first)
                 await asyncio.wait({task}, timeout=delay)
                 if not first.run.is_open and not first.run.done.done() and not task.done():
-                    self._start_backup(group, first, back_up(first))
+                    self._start_backup(group, back_up())
         except BaseExceptionGroup as bugs:
             # A bug of ours: the second, if there is one, comes from the same cause.
             raise bugs.exceptions[0] from None
         finally:
             if self.has_backup:
                 for entrant in self._entrants:
-                    # For one that was given up before it began, or broke with a stale connection; else it knows already.
-                    entrant.trial.over(None, None, is_mapped=False)
+                    # For one that was given up before it began; else it knows already.
+                    entrant.step.trial.close()
         return next((entrant for entrant in self._entrants if entrant.run.is_open), self._over[-1])
 
-    def _start_backup(self, group: asyncio.TaskGroup, first: Entrant, second: Entrant | None) -> None:
+    def _start_backup(self, group: asyncio.TaskGroup, second: Entrant | None) -> None:
         if second is None:
             return
         second.run.attempt.hedge_won = False
-        first.onward.has_rival = second.onward.has_rival = True
-        first.onward.sent += 1
         self._enter(group, second)
 
     def _enter(self, group: asyncio.TaskGroup, entrant: Entrant) -> asyncio.Task[None]:
@@ -88,8 +81,6 @@ class Race:
     async def _go(self, entrant: Entrant) -> None:
         entrant.error = await entrant.try_()
         self._over.append(entrant)
-        for other in self._entrants:
-            other.onward.has_rival = False
 
     def _claim(self, winner: Attempting) -> None:
         """Let `winner` answer: the other one is given up now, and its task ends soon."""

@@ -146,7 +146,9 @@ class Bed:
         self.exchange = Exchange(request=request, state=State.TRYING)
         self.exchange.route = Route(name="fast", targets=(target,), timeouts=Timeouts())
         choice = Choice(target=target, model="m", is_mapped=True)
-        self.run = Attempting(self.exchange, choice, self.sink, Timeouts(**timeouts), self.budget, may_fall_back=lambda: may_fall_back)
+        self.run = Attempting(
+            self.exchange, choice, self.sink, Timeouts(**timeouts), self.budget, may_fall_back=lambda refusal: may_fall_back
+        )
         self.exchange.attempts.append(self.run.attempt)
         self.task: asyncio.Task[RelayError | None] | None = None
 
@@ -262,6 +264,9 @@ async def test_a_refusal_is_passed_on_when_nobody_else_is_left_except_four_kinds
     await bed.begin()
     bed.head(status, b"application/json")
     if is_replaced:
+        if status >= 400:
+            bed.feed(b'{"error":{}}')
+            bed.run.end(BodyEnd.WHOLE, anything=True)
         error = await bed.result()
         assert isinstance(error, UpstreamRefused) and error.status == status
         assert bed.sink.log == []
@@ -272,6 +277,30 @@ async def test_a_refusal_is_passed_on_when_nobody_else_is_left_except_four_kinds
     assert bed.sink.sent == b'{"error":{}}'
     assert bed.exchange.status == status
     assert bed.exchange.outcome is (Outcome.REJECTED if status == 400 else Outcome.UPSTREAM_FAILED)
+
+
+@pytest.mark.parametrize("end", [BodyEnd.CUT, BodyEnd.RESET])
+async def test_a_refused_credential_is_one_whatever_becomes_of_the_body(end: BodyEnd) -> None:
+    bed = Bed()
+    await bed.begin()
+    bed.head(401, b"application/json")
+    bed.feed(b'{"err')
+    bed.run.end(end, anything=True)
+    error = await bed.result()
+    assert isinstance(error, UpstreamRefused) and error.status == 401
+    assert bed.sink.log == []
+
+
+async def test_a_403_about_the_request_itself_is_passed_on() -> None:
+    bed = Bed()
+    await bed.begin()
+    bed.head(403, b"application/json")
+    body = b'{"error":{"message":"Your input was flagged","type":"invalid_request_error"}}'
+    bed.feed(body)
+    bed.run.end(BodyEnd.WHOLE, anything=True)
+    assert await bed.result() is None
+    assert bed.sink.sent == body
+    assert bed.exchange.outcome is Outcome.REJECTED
 
 
 async def test_a_refusal_falls_back_when_somebody_is_left() -> None:

@@ -100,6 +100,7 @@ class App:
             connections=self._pools.counts,
             dropped=lambda: self._writer.dropped,
             standings=lambda: [(target.name, target.health.value) for target in self._targets.standings(monotonic())],
+            credentials=lambda: self._targets.credentials(monotonic()),
             usage_dropped=lambda: 0 if self._usage is None else self._usage.dropped,
             shares=lambda: self._accounts.shares() if self._accounts is not None else (),
             reserved=lambda: self._accounts.reserved() if self._accounts is not None else {},

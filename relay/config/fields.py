@@ -8,7 +8,7 @@ from pydantic import Field, PlainValidator, WithJsonSchema
 from relay.config import addresses, values, vendors
 from relay.config.tree import Affinity as AffinityValue
 from relay.config.tree import Budget as BudgetValue
-from relay.config.tree import Secret, Strategy
+from relay.config.tree import FallbackCause, Secret, Strategy
 
 DURATION: Final = r"[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h)"
 TARGET: Final = r"[^/*]+/[^*]*\*?"
@@ -40,6 +40,7 @@ def _enum(words: Iterable[str]) -> WithJsonSchema:
 
 _KINDS: Final = ("openai", "demo")
 _LOOPS: Final = ("auto", "uvloop", "asyncio")
+_CAUSES: Final = tuple(cause.value for cause in FallbackCause)
 _STRATEGIES: Final = tuple(strategy.value for strategy in Strategy)
 
 Text = Annotated[str, PlainValidator(values.parse_text), _text()]
@@ -64,6 +65,11 @@ Price = Annotated[
 Workers = Annotated[int | None, PlainValidator(values.parse_workers), _number(r"auto|[0-9]+")]
 Weight = Annotated[int, PlainValidator(values.parse_weight), _number(r"[0-9]+")]
 Credential = Annotated[Secret, PlainValidator(values.parse_secret), _text()]
+Retries = Annotated[
+    int,
+    PlainValidator(values.parse_retries),
+    WithJsonSchema({"type": ["integer", "string"], "minimum": 0, "pattern": or_variable("[0-2]")}),
+]
 Digest = Annotated[bytes, PlainValidator(values.parse_digest), _text(pattern="sha256:[0-9a-fA-F]{64}")]
 Expiry = Annotated[float, PlainValidator(values.parse_expiry), _text(pattern=r"[0-9]{4}-[0-9]{2}-[0-9]{2}.*")]
 TargetName = Annotated[tuple[str, str], PlainValidator(values.parse_target), _text(pattern=TARGET)]
@@ -77,6 +83,7 @@ HeaderName = Annotated[bytes, PlainValidator(addresses.parse_forwarded_header), 
 Kind = Annotated[str, _one_of(_KINDS), _enum(_KINDS)]
 Loop = Annotated[str, _one_of(_LOOPS), _enum(_LOOPS)]
 Vendor = Annotated[str, _one_of(vendors.NAMES), _enum(vendors.NAMES)]
+CauseName = Annotated[str, _one_of(_CAUSES), _enum(_CAUSES)]
 StrategyName = Annotated[str, _one_of(_STRATEGIES), _enum(_STRATEGIES)]
 
 

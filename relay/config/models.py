@@ -15,6 +15,7 @@ from relay.config.fields import (
     Availability,
     BaseUrl,
     Budget,
+    CauseName,
     Count,
     Credential,
     Digest,
@@ -33,6 +34,7 @@ from relay.config.fields import (
     Origin,
     Price,
     Proxy,
+    Retries,
     Size,
     StrategyName,
     Switch,
@@ -123,6 +125,9 @@ class Upstream(BaseModel):
         "${OPENAI_API_KEY}",
         "passthrough",
         is_secret=True,
+    )
+    api_keys: list[Credential] = setting(
+        [], "Several instead of one: the next takes over while one is throttled or refused.", ["${KEY_1}", "${KEY_2}"], is_secret=True
     )
     api_key_file: Text | None = setting(None, "File that holds the credential; read again when it changes.", "/run/secrets/openai")
     forward_headers: list[HeaderName] = setting([], "Further request headers that may pass to it.", ["x-team"], shown=[])
@@ -276,6 +281,8 @@ class Route(BaseModel):
         "header:x-session-id",
         shown="none",
     )
+    fallback_on: list[CauseName] = setting([], "Refusals of the request itself that still fall back.", ["context_length"], shown=[])
+    retries: Retries = setting(2, "How often a target is asked again when no other is left, for a tenth of requests.", 1, shown=2)
     hedge: Hedge | None = setting(
         None, "Starts a backup attempt on another target when the first is slow. Left out: never.", {"after": "p95", "at_most": "5%"}
     )

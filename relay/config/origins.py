@@ -11,7 +11,7 @@ from relay.config.addresses import Listen, calls_itself, host_of, is_private, pa
 from relay.config.problems import Path, closest, did_you_mean
 from relay.config.report import Report
 from relay.config.routes import merge_timeouts
-from relay.config.tree import Kind, Timeouts, Upstream
+from relay.config.tree import Kind, Secret, Timeouts, Upstream
 from relay.config.values import parse_secret
 from relay.config.variables import read_small_file
 from relay.config.vendors import VENDORS, vendor_of
@@ -55,7 +55,8 @@ def build_upstream(name: str, settings: models.Upstream, around: Surroundings, r
     return Upstream(
         name=name,
         base_url=base_url,
-        api_key=None if is_passthrough else settings.api_key,
+        api_key=None if is_passthrough else settings.api_keys[0] if settings.api_keys else settings.api_key,
+        api_keys=tuple(settings.api_keys),
         api_key_file=_file(settings.api_key_file, around.folder),
         is_passthrough=is_passthrough,
         forward_headers=frozenset(settings.forward_headers),
@@ -97,9 +98,10 @@ def _check_credential(name: str, settings: models.Upstream, base_url: str, aroun
     vendor = VENDORS.get(name)
     if around.has_keys and _is_passthrough(settings):
         report.add((*path, "api_key"), _KEY_WOULD_LEAVE)
-    given = settings.model_fields_set.intersection(("api_key", "api_key_file"))
-    if len(given) > 1:
-        report.add((*path, "api_key_file"), "stands beside api_key; keep one of the two")
+    given = [each for each in ("api_key", "api_keys", "api_key_file") if each in settings.model_fields_set]
+    for other in given[1:]:
+        report.add((*path, other), f"stands beside {given[0]}; keep one of the two")
+    _check_several(path, settings, report)
     if settings.api_key_file is not None:
         try:
             parse_secret(read_small_file(around.folder / settings.api_key_file))
@@ -109,8 +111,21 @@ def _check_credential(name: str, settings: models.Upstream, base_url: str, aroun
     if not given and vendor is not None and vendor.variable is not None and settings.base_url is None:
         or_callers = "" if around.has_keys else ", or `api_key: passthrough`"
         report.add(path, f'has no api_key: add `api_key: "${{{vendor.variable}}}"`{or_callers}', at_name=True)
-    if settings.api_key is not None and base_url.startswith("http:") and not is_private(host_of(base_url)) and "." in host_of(base_url):
+    has_key = settings.api_key is not None or bool(settings.api_keys)
+    if has_key and base_url.startswith("http:") and not is_private(host_of(base_url)) and "." in host_of(base_url):
         report.warn((*path, "base_url"), "the credential travels over http, unencrypted")
+
+
+def _check_several(path: Path, settings: models.Upstream, report: Report) -> None:
+    if "api_keys" in settings.model_fields_set and not settings.api_keys:
+        report.add((*path, "api_keys"), "is empty")
+    seen: set[Secret] = set()
+    for index, key in enumerate(settings.api_keys):
+        if key.reveal() == _PASSTHROUGH:
+            report.add((*path, "api_keys", index), "passthrough is for `api_key` alone")
+        elif key in seen:
+            report.add((*path, "api_keys", index), "is the same credential as one above")
+        seen.add(key)
 
 
 def _is_passthrough(settings: models.Upstream) -> bool:

@@ -13,7 +13,7 @@ from relay.config import models
 from relay.config.allowance import limits_of
 from relay.config.problems import Path, did_you_mean, shown
 from relay.config.report import Report
-from relay.config.tree import AffinityKind, Heartbeat, Hedge, Route, Strategy, Target, Timeouts, Upstream
+from relay.config.tree import AffinityKind, FallbackCause, Heartbeat, Hedge, Route, Strategy, Target, Timeouts, Upstream
 
 _OF_EXCHANGE: Final = ("write", "total")
 _Located = tuple[Path, models.Target]
@@ -62,6 +62,8 @@ class RouteBuilder:
             timeouts=timeouts,
             strategy=Strategy(given.strategy) if given.strategy else Strategy.WEIGHTED if section == "balance" else Strategy.ORDERED,
             affinity=given.affinity,
+            fallback_on=frozenset(map(FallbackCause, given.fallback_on)),
+            retries=given.retries,
             limits=limits_of(given.limits),
             hedge=None if given.hedge is None else Hedge(after=given.hedge.after, at_most=given.hedge.at_most),
             heartbeat=None if given.heartbeat is None else Heartbeat(after=given.heartbeat.after, every=given.heartbeat.every),
@@ -112,6 +114,8 @@ class RouteBuilder:
             if section in said and not getattr(given, section):
                 report.add((*path, section), "is empty")
         self._check_balance(path, given)
+        if given.fallback_on and len(given.to) + len(given.balance) + len(given.fallback) == 1:
+            report.add((*path, "fallback_on"), "has no effect: the route has no second target")
 
     def _check_hedge(self, path: Path, given: models.Route, targets: tuple[Target, ...]) -> None:
         if given.hedge is None:

@@ -61,6 +61,9 @@ class Upstream:
     base_url: str
     """Scheme, host, port and path prefix, without a trailing slash; empty for the demo until it listens."""
     api_key: Secret | None = None
+    """Its credential; of several the first."""
+    api_keys: tuple[Secret, ...] = ()
+    """Its credentials where several were configured, else empty."""
     api_key_file: str | None = None
     """File that holds the credential; read again when it changes."""
     is_passthrough: bool = False
@@ -76,6 +79,13 @@ class Upstream:
     vendor: str = "openai"
     """Whose API it is, for the codes and headers of its refusals; one of `vendors.NAMES`."""
     timeouts: Timeouts = field(default_factory=Timeouts)
+
+    @property
+    def credentials(self) -> tuple[Secret | None, ...]:
+        """Return the relay's own credentials, the first to be used first; None stands for the one in a file."""
+        if self.api_keys:
+            return self.api_keys
+        return (self.api_key,) if self.api_key is not None or self.api_key_file is not None else ()
 
 
 class Period(Enum):
@@ -166,6 +176,13 @@ class Affinity:
         return self.kind.value if self.header is None else f"{self.kind.value}:{self.header.decode('ascii')}"
 
 
+class FallbackCause(Enum):
+    """Refusals of the caller's own request that another model might not share."""
+
+    CONTEXT_LENGTH = "context_length"
+    CONTENT_POLICY = "content_policy"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hedge:
     """When a backup attempt starts beside a slow first one."""
@@ -197,6 +214,10 @@ class Route:
     """Tried in order when `targets` have failed."""
     strategy: Strategy = Strategy.ORDERED
     affinity: Affinity = field(default_factory=Affinity)
+    fallback_on: frozenset[FallbackCause] = frozenset()
+    """Refusals of the request itself after which the next target is tried."""
+    retries: int = 2
+    """How often a target is asked again when no other is left, at most."""
     limits: Limits | None = None
     """For all its callers together."""
     hedge: Hedge | None = None

@@ -142,6 +142,13 @@ def parse_count(value: object) -> int:
     return count
 
 
+def parse_retries(value: object) -> int:
+    """Return how often a target may be asked again: at most three attempts are made in all."""
+    if value not in ("0", "1", "2", 0, 1, 2) or isinstance(value, bool):
+        raise ValueError("expected 0, 1 or 2")
+    return int(str(value))
+
+
 def parse_budget(value: object) -> Budget:
     """Return an amount of US dollars or tokens per day or month."""
     expected = "a budget such as 20 USD/month or 1M tokens/day"

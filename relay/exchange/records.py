@@ -353,3 +353,7 @@ class Exchange:
         if state not in TRANSITIONS[self.state]:
             raise ValueError(f"no step from {self.state} to {state}")
         self.state = state
+
+    def attempts_told(self) -> list[dict[str, str]]:
+        """Return what a caller is told of attempts that failed: names of the configuration and results, no more."""
+        return [{"target": attempt.target.name, "reason": attempt.result or AttemptResult.CANCELLED} for attempt in self.attempts]

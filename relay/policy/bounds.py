@@ -6,7 +6,7 @@ Instants are the clock of `ClientRequest.received_at`.
 from math import inf
 
 from relay.config.tree import Timeouts
-from relay.errors import Phase
+from relay.errors import ConnectFailed, ConnectFault, Phase, UpstreamError, UpstreamTimeout
 from relay.exchange import Attempt, Exchange, StreamMeter
 
 
@@ -34,6 +34,18 @@ def next_bound(
         phase, due = Phase.CALLER, deadline_at
     total = exchange.request.received_at + timeouts.total
     return (phase, due) if due <= total else (Phase.TOTAL, total)
+
+
+def time_left(exchange: Exchange, timeouts: Timeouts, now: float, deadline_at: float) -> tuple[Phase, float]:
+    """Return what bounds the whole exchange first, its total or the caller, and the seconds until then."""
+    total_at = exchange.request.received_at + timeouts.total
+    return (Phase.CALLER, deadline_at - now) if deadline_at < total_at else (Phase.TOTAL, total_at - now)
+
+
+def in_time(error: UpstreamError, phase: Phase, *, is_cut_short: bool) -> UpstreamError:
+    """Return what a failed connect is: where it had less than its own time, the bound of the exchange that ended is to blame."""
+    is_ours = is_cut_short and isinstance(error, ConnectFailed) and error.fault is ConnectFault.TIMEOUT
+    return UpstreamTimeout(phase) if is_ours else error
 
 
 def _silence(

@@ -190,17 +190,6 @@ class Healths:
             found = self._breakers[name] = Breaker(self._probe_seconds)
         return found
 
-    def usable(self, items: Sequence[_Item], name_of: Callable[[_Item], str], now: float) -> list[_Item]:
-        """Return the items that may be tried, in order; when all rest, the one whose rest ends first.
-
-        The last target of a route is never taken out, and never more than one is kept for that: were all of them tried while all are
-        down, each request would cost as many attempts as there are targets. A target that is kept is begun with `is_forced`.
-        """
-        able = [item for item in items if self.of(name_of(item)).may_try(now)]
-        if able or not items:
-            return able
-        return [min(items, key=lambda item: self.of(name_of(item)).rest_left(now))]
-
     def keep(self, names: Iterable[str]) -> None:
         """Forget all but `names`: a new configuration came."""
         kept = frozenset(names)
@@ -212,3 +201,13 @@ class Healths:
             Standing(name=name, health=breaker.health(now), rest_seconds=breaker.rest_left(now), trips=breaker.trips)
             for name, breaker in self._breakers.items()
         ]
+
+
+def usable(items: Sequence[_Item], may_try: Callable[[_Item], bool], rest_left: Callable[[_Item], float]) -> list[_Item]:
+    """Return the items that may be tried, in order; when all rest, the one whose rest ends first.
+
+    The last target of a route is never taken out, and never more than one is kept for that: were all of them tried while all are
+    down, each request would cost as many attempts as there are targets. A target that is kept is begun with `is_forced`.
+    """
+    able = [item for item in items if may_try(item)]
+    return able if able or not items else [min(items, key=rest_left)]

@@ -16,8 +16,12 @@ class Refusal(Enum):
     """Why an upstream refused."""
 
     BAD_CREDENTIAL = "bad_credential"
+    FORBIDDEN = "forbidden"
+    """The credential may not do this here; elsewhere it may."""
     NO_QUOTA = "no_quota"
     """The account has nothing left: no wait within reason helps."""
+    NO_MODEL_QUOTA = "no_model_quota"
+    """As above, for this model alone."""
     THROTTLED = "throttled"
     SLOW_DOWN = "slow_down"
     """The rate grew too fast, not too high: wants a longer wait than a limit."""
@@ -41,6 +45,8 @@ class Fallback(Enum):
     ALWAYS = "always"
     MAPPED = "mapped"
     """When we chose the model's name: then it is our configuration that is wrong."""
+    ASKED = "asked"
+    """When the route asks for it (`fallback_on`)."""
     NEVER = "never"
 
 
@@ -49,6 +55,9 @@ class Blame(Enum):
 
     TARGET = "target"
     CREDENTIAL = "credential"
+    """At this target."""
+    ACCOUNT = "account"
+    """The credential, wherever it is used."""
     NOBODY = "nobody"
 
 
@@ -68,15 +77,17 @@ class Consequence:
 
 CONSEQUENCES: Final[Mapping[Refusal, Consequence]] = {
     # A wrong key stays wrong: a minute keeps the probes few without needing a restart once it is put right.
-    Refusal.BAD_CREDENTIAL: Consequence(falls_back=Fallback.ALWAYS, blames=Blame.CREDENTIAL, rest_seconds=60.0, is_final=True),
-    Refusal.NO_QUOTA: Consequence(falls_back=Fallback.ALWAYS, blames=Blame.CREDENTIAL, rest_seconds=300.0, is_final=True),
+    Refusal.BAD_CREDENTIAL: Consequence(falls_back=Fallback.ALWAYS, blames=Blame.ACCOUNT, rest_seconds=60.0, is_final=True),
+    Refusal.FORBIDDEN: Consequence(falls_back=Fallback.ALWAYS, blames=Blame.CREDENTIAL, rest_seconds=60.0, is_final=True),
+    Refusal.NO_QUOTA: Consequence(falls_back=Fallback.ALWAYS, blames=Blame.ACCOUNT, rest_seconds=300.0, is_final=True),
+    Refusal.NO_MODEL_QUOTA: Consequence(falls_back=Fallback.ALWAYS, blames=Blame.CREDENTIAL, rest_seconds=300.0, is_final=True),
     # Limits are counted per minute or less; a second is enough to let another credential go first.
     Refusal.THROTTLED: Consequence(falls_back=Fallback.ALWAYS, blames=Blame.CREDENTIAL, rest_seconds=1.0, can_repeat=True),
     Refusal.SLOW_DOWN: Consequence(falls_back=Fallback.ALWAYS, blames=Blame.CREDENTIAL, rest_seconds=5.0),
     Refusal.OVERLOADED: Consequence(falls_back=Fallback.ALWAYS, blames=Blame.TARGET, can_repeat=True),
     Refusal.SERVER: Consequence(falls_back=Fallback.ALWAYS, blames=Blame.TARGET, can_repeat=True),
-    Refusal.CONTEXT_LENGTH: Consequence(falls_back=Fallback.NEVER, blames=Blame.NOBODY, is_final=True),
-    Refusal.CONTENT_POLICY: Consequence(falls_back=Fallback.NEVER, blames=Blame.NOBODY, is_final=True),
+    Refusal.CONTEXT_LENGTH: Consequence(falls_back=Fallback.ASKED, blames=Blame.NOBODY, is_final=True),
+    Refusal.CONTENT_POLICY: Consequence(falls_back=Fallback.ASKED, blames=Blame.NOBODY, is_final=True),
     Refusal.MODEL_NOT_FOUND: Consequence(falls_back=Fallback.MAPPED, blames=Blame.NOBODY, is_final=True),
     Refusal.TIMEOUT: Consequence(falls_back=Fallback.ALWAYS, blames=Blame.NOBODY, can_repeat=True),
     Refusal.CONFLICT: Consequence(falls_back=Fallback.ALWAYS, blames=Blame.NOBODY, can_repeat=True),
@@ -91,9 +102,10 @@ _SEPARATORS: Final = str.maketrans("", "", "_-. ")
 _NO_QUOTA: Final = frozenset(
     {"insufficientquota", "creditbalanceexhausted", "organizationspendlimitexceeded", "projectspendlimitexceeded"}
     | {"organizationusagelimitexceeded", "enforcedspendlimitreached", "billingerror", "paymentrequired"}  # OpenAI, Anthropic
-    | {"arrearage", "commoditynotpurchased", "prepaidbilloverdue", "postpaidbilloverdue", "allocationquotafreetieronly"}  # DashScope
+    | {"arrearage", "commoditynotpurchased", "prepaidbilloverdue", "postpaidbilloverdue"}  # DashScope
     | {"accountoverdueerror", "quotaexceeded", "setlimitexceeded", "exceededcurrentquotaerror"}  # Ark, Moonshot
 )
+_NO_MODEL_QUOTA: Final = frozenset({"allocationquotafreetieronly"})  # DashScope counts it per model
 _SLOW_DOWN: Final = frozenset({"slowdown", "limitburstrate", "throttlingburstrate"})
 _OVERLOADED: Final = frozenset({"engineoverloadederror", "serveroverloaded", "overloadederror", "capacityexceeded"})
 _MODEL: Final = frozenset(
@@ -132,15 +144,13 @@ _CONTEXT_PHRASES: Final = (
 _CONTENT_PHRASES: Final = ("content management policy", "inappropriate content", "requires moderation", "flagged", "high risk")
 # In messages of 402, 403 and 429, which a caller cannot bring about by what it writes.
 _NO_QUOTA_PHRASES: Final = (
-    "free allocated quota exceeded",
     "api usage cap",
     "insufficient balance",
     "overdue balance",
     "used all available credits",
     "monthly spending limit",
-    "limit: 0,",
-    "limit: 0\n",
 )
+_NO_MODEL_QUOTA_PHRASES: Final = ("free allocated quota exceeded", "limit: 0,", "limit: 0\n")  # DashScope, Gemini
 # A 400 that is about our account. Nothing may stand before or after, and no quotation inside.
 _ACCOUNT_TEXTS: Final[tuple[tuple[re.Pattern[str], Refusal], ...]] = (
     (re.compile(r"your credit balance is too low[^:\"'`]{0,200}"), Refusal.NO_QUOTA),
@@ -200,6 +210,8 @@ def _too_many(vendor: str, words: tuple[str, str], text: str) -> Refusal:
         return Refusal.SLOW_DOWN
     if _any(words, _OVERLOADED):
         return Refusal.OVERLOADED
+    if _is_of_model(words, text):
+        return Refusal.NO_MODEL_QUOTA
     if any(phrase in text for phrase in _NO_QUOTA_PHRASES):
         return Refusal.NO_QUOTA
     if "insufficientquota" in words and (vendor == "dashscope" or "error-code#token-limit" in text):
@@ -209,16 +221,31 @@ def _too_many(vendor: str, words: tuple[str, str], text: str) -> Refusal:
 
 
 def _forbidden(words: tuple[str, str], text: str) -> Refusal:
-    if _any(words, _NO_QUOTA) or any(phrase in text for phrase in _NO_QUOTA_PHRASES):
-        return Refusal.NO_QUOTA
+    if (spent := _spent(words, text)) is not None:
+        return spent
     if _any(words, _MODEL):
         return Refusal.MODEL_NOT_FOUND
-    return _content(words, text) or Refusal.BAD_CREDENTIAL
+    if _any(words, _CREDENTIAL):
+        return Refusal.BAD_CREDENTIAL
+    return _content(words, text) or Refusal.FORBIDDEN
+
+
+def _spent(words: tuple[str, str], text: str) -> Refusal | None:
+    """Tell what is used up, as far as that is said."""
+    if _is_of_model(words, text):
+        return Refusal.NO_MODEL_QUOTA
+    return Refusal.NO_QUOTA if _any(words, _NO_QUOTA) or any(phrase in text for phrase in _NO_QUOTA_PHRASES) else None
+
+
+def _is_of_model(words: tuple[str, str], text: str) -> bool:
+    return _any(words, _NO_MODEL_QUOTA) or any(phrase in text for phrase in _NO_MODEL_QUOTA_PHRASES)
 
 
 def _bad_request(words: tuple[str, str], text: str) -> Refusal:
     if _any(words, _NO_QUOTA):
         return Refusal.NO_QUOTA
+    if _any(words, _NO_MODEL_QUOTA):
+        return Refusal.NO_MODEL_QUOTA
     if _any(words, _CREDENTIAL):
         return Refusal.BAD_CREDENTIAL
     if _any(words, _MODEL):

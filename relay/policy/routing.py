@@ -6,7 +6,7 @@ Only names in the configuration decide; nothing in a request can name a host (A2
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from relay.config.tree import Key, Route, Target
+from relay.config.tree import FallbackCause, Key, Route, Target
 from relay.errors import ClientError
 
 
@@ -19,6 +19,8 @@ class Choice:
     """The name to send; None leaves the request without one."""
     is_mapped: bool
     """Whether we chose the name (then a 404 for it is our configuration's fault), not the caller by a wildcard."""
+    fallback_on: frozenset[FallbackCause] = frozenset()
+    """Refusals of the request itself after which the next target is tried."""
 
 
 class RoutePlan:
@@ -128,8 +130,9 @@ def resolve(route: Route, target: Target, name: str | None) -> Choice:
     """Fill in the model's name at `target` for a request that asks `route` for `name`."""
     pattern = target.model
     if pattern is None or (name is None and pattern.endswith("*")):
-        return Choice(target=target, model=None, is_mapped=False)
+        return Choice(target=target, model=None, is_mapped=False, fallback_on=route.fallback_on)
     if not pattern.endswith("*"):
-        return Choice(target=target, model=pattern, is_mapped=True)
+        return Choice(target=target, model=pattern, is_mapped=True, fallback_on=route.fallback_on)
     assert name is not None
-    return Choice(target=target, model=pattern[:-1] + name[len(route.name) - 1 :], is_mapped=False)
+    model = pattern[:-1] + name[len(route.name) - 1 :]
+    return Choice(target=target, model=model, is_mapped=False, fallback_on=route.fallback_on)

@@ -4,15 +4,17 @@ A target's name is its upstream's and the model's name there, the same on every 
 what was learned of it. Names come from the configuration alone: everything here is bounded by it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from relay.config.tree import Affinity, AffinityKind, Config, Route, Strategy, Target
 from relay.exchange import ClientRequest
 from relay.policy import affinity, balance
-from relay.policy.breaker import Breaker, Healths, Standing
+from relay.policy.breaker import Breaker, Health, Healths, Standing, usable
+from relay.policy.credentials import Credential, Credentials, next_credential
 from relay.policy.deadlines import LearnedDeadline
 from relay.policy.hedging import Hedging
+from relay.policy.trial import Trial
 
 MEAN_SHARE: Final = 0.1
 """How much of a target's pace the newest answer makes."""
@@ -21,10 +23,12 @@ MEAN_SHARE: Final = 0.1
 class Targets:
     """Orders the targets of routes by health, strategy and affinity."""
 
-    __slots__ = ("_healths", "_hedgings", "_in_flight", "_lessons", "_paces", "_turns")
+    __slots__ = ("_credentials", "_healths", "_hedgings", "_in_flight", "_known", "_lessons", "_paces", "_turns")
 
     def __init__(self) -> None:
         self._healths = Healths()
+        self._credentials = Credentials()
+        self._known: dict[str, Target] = {}
         self._paces: dict[str, float] = {}
         """Mean seconds to the first content, weighted towards the newest."""
         self._in_flight: dict[str, int] = {}
@@ -39,7 +43,9 @@ class Targets:
         if len(targets) > 1:
             targets = [targets[position] for position in self._positions(route, request, chance)]
         targets += route.fallbacks
-        return targets if len(targets) == 1 else self._healths.usable(targets, name_of, now)
+        if len(targets) == 1:
+            return targets
+        return usable(targets, lambda target: self.may_try(target, now), lambda target: self.rest_left(target, now))
 
     def _positions(self, route: Route, request: ClientRequest, chance: float) -> Sequence[int]:
         names = [name_of(target) for target in route.targets]
@@ -58,8 +64,48 @@ class Targets:
                 return balance.fastest([self._paces.get(name) for name in names], chance)
 
     def breaker(self, target: Target) -> Breaker:
-        """Return the health of one target."""
-        return self._healths.of(name_of(target))
+        """Return the health of one target; of one that a reload has removed, a new one that nobody keeps."""
+        name = name_of(target)
+        return self._healths.of(name) if name in self._known else Breaker()
+
+    def begin(self, target: Target, now: float, *, is_forced: bool = False) -> Trial | None:
+        """Take the right to an attempt at `target`, with the credential to use; None while it rests, unless `is_forced`."""
+        breaker = self.breaker(target)
+        credentials = self._credentials.of(target.upstream)
+        if not credentials:
+            permit = breaker.begin(now, is_forced=is_forced)
+            return None if permit is None else Trial(breaker, permit)
+        name = name_of(target)
+        chosen = next_credential(credentials, name, now)
+        if chosen is None and is_forced:
+            chosen = min(credentials, key=lambda each: each.rest_left(name, now))
+        permit = None if chosen is None else breaker.begin(now, is_forced=is_forced)
+        if chosen is None or permit is None:
+            return None
+        account = chosen.account
+        held = account.begin(now, is_forced=True)
+        assert held is not None
+        place = None
+        if len(credentials) > 1:
+            at = chosen.at(name)
+            at_permit = at.begin(now, is_forced=True)
+            assert at_permit is not None
+            place = (at, at_permit)
+        return Trial(breaker, permit, credential=chosen.secret, account=(account, held), place=place)
+
+    def may_try(self, target: Target, now: float) -> bool:
+        """Tell whether `begin` would give a trial."""
+        if not self.breaker(target).may_try(now):
+            return False
+        credentials = self._credentials.of(target.upstream)
+        return not credentials or next_credential(credentials, name_of(target), now) is not None
+
+    def rest_left(self, target: Target, now: float) -> float:
+        """Return how many seconds of rest are left, the target's or all its credentials'; 0 when a try is due."""
+        name = name_of(target)
+        credentials = self._credentials.of(target.upstream)
+        spent = min((_credential_rest(each, name, now, is_only=len(credentials) == 1) for each in credentials), default=0.0)
+        return max(self.breaker(target).rest_left(now), spent)
 
     def began(self, target: Target) -> None:
         """Count an attempt in."""
@@ -77,6 +123,8 @@ class Targets:
     def answered(self, target: Target, seconds: float) -> None:
         """Learn how long a target took to its first content."""
         name = name_of(target)
+        if name not in self._known:
+            return
         pace = self._paces.get(name, seconds)
         self._paces[name] = pace + MEAN_SHARE * (seconds - pace)
 
@@ -92,13 +140,26 @@ class Targets:
         return self._hedgings.setdefault(route.name, Hedging())
 
     def standings(self, now: float) -> list[Standing]:
-        """Return the health of every target that was ever tried."""
-        return self._healths.standings(now)
+        """Return the health of every target of the configuration; one whose credentials all rest is cooling."""
+        found = []
+        for name, target in self._known.items():
+            breaker = self._healths.of(name)
+            health, rest = breaker.health(now), self.rest_left(target, now)
+            if health is Health.HEALTHY and rest:
+                health = Health.COOLING
+            found.append(Standing(name=name, health=health, rest_seconds=rest, trips=breaker.trips))
+        return found
+
+    def credentials(self, now: float) -> Mapping[str, Mapping[str, int]]:
+        """Return how many credentials are in which state, by upstream."""
+        return self._credentials.counts(now)
 
     def know(self, config: Config) -> None:
         """Forget what a new configuration no longer names."""
-        names = {name_of(target) for route in config.routes.values() for target in route.all_targets}
+        self._known = {name_of(target): target for route in config.routes.values() for target in route.all_targets}
+        names = frozenset(self._known)
         self._healths.keep(names)
+        self._credentials.know(config, names)
         self._paces = {name: pace for name, pace in self._paces.items() if name in names}
         self._turns = {name: turns for name, turns in self._turns.items() if name in config.routes}
         self._hedgings = {name: hedging for name, hedging in self._hedgings.items() if name in config.routes}
@@ -106,8 +167,10 @@ class Targets:
             name: self._lessons.get(name) or (LearnedDeadline(), LearnedDeadline())
             for name in {name_of(target) for route in config.routes.values() for target in _learners(route)}
         }
-        for name in names:
-            self._healths.of(name)
+
+
+def _credential_rest(credential: Credential, target: str, now: float, *, is_only: bool) -> float:
+    return credential.account.rest_left(now) if is_only else credential.rest_left(target, now)
 
 
 def _learners(route: Route) -> Iterator[Target]:
@@ -119,7 +182,7 @@ def _learners(route: Route) -> Iterator[Target]:
 
 
 def name_of(target: Target) -> str:
-    """Return a target's name: upstream and model there, as in the configuration."""
+    """Return a target's name."""
     return target.name
 
 

@@ -6,6 +6,7 @@ The one exhaustive table; nobody else looks at kinds of errors to choose what ha
 from dataclasses import dataclass
 from typing import assert_never
 
+from relay.config.tree import FallbackCause
 from relay.errors import (
     Break,
     ConnectFailed,
@@ -21,6 +22,7 @@ from relay.errors import (
 )
 from relay.exchange import AttemptResult
 from relay.policy.refusals import CONSEQUENCES, Blame, Fallback, Refusal, classify
+from relay.policy.routing import Choice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,36 +30,54 @@ class Verdict:
     """The judgement of one failed attempt."""
 
     fall_back: bool
-    blame_target: bool
-    result: AttemptResult
+    blame: Blame
+    result: AttemptResult | None
+    """None only where an attempt's result is told by how its answer ended."""
     rest_seconds: float = 0.0
-    """Rest the target at once for this long; 0 leaves it to its breaker."""
+    """Rest who is blamed at once for this long; 0 leaves it to the breaker."""
+    can_repeat: bool = False
+    """Whether the same target may be asked again, when no other is left."""
     is_final: bool = False
-    """Whether asking again is useless: the account, not the moment, is what is wrong."""
+    """Whether asking again is useless: the account or the request, not the moment, is what is wrong."""
 
 
-def judge(error: UpstreamError, *, is_mapped: bool) -> Verdict:
-    """Judge a failure before commit; `is_mapped` tells whether we chose the model's name at the target."""
+def judge(error: UpstreamError, choice: Choice) -> Verdict:
+    """Judge a failure before commit of an attempt at `choice`."""
     match error:
         case ConnectFailed(fault=fault):
-            return Verdict(fall_back=True, blame_target=True, result=_connect_result(fault))
-        case UpstreamTimeout(phase=phase):
-            # How little a caller waits is its own choice: a header must not put a target to rest for everybody.
-            return Verdict(
-                fall_back=phase not in (Phase.TOTAL, Phase.CALLER), blame_target=phase is not Phase.CALLER, result=_timeout_result(phase)
-            )
-        case UpstreamRefused():
-            return _judge_refusal(error, is_mapped=is_mapped)
+            # A certificate or an address that is not acceptable does not become so in a moment.
+            can_repeat = fault in (ConnectFault.REFUSED, ConnectFault.TIMEOUT, ConnectFault.DNS)
+            return Verdict(fall_back=True, blame=Blame.TARGET, result=_connect_result(fault), can_repeat=can_repeat)
+        case UpstreamTimeout():
+            return _judge_timeout(error)
+        case UpstreamRefused(status=status):
+            refusal = classify(status, choice.target.upstream.vendor, error.type, error.code, error.message)
+            return _judge_refusal(refusal, status_result(status), choice, status=status, wait=error.retry_after)
         case MalformedResponse(what=what):
             result = AttemptResult.EMPTY if what is Malformation.EMPTY else AttemptResult.PROTOCOL_ERROR
-            return Verdict(fall_back=True, blame_target=True, result=result)
+            return Verdict(fall_back=True, blame=Blame.TARGET, result=result)
         case StreamBroken():
-            return Verdict(fall_back=True, blame_target=True, result=AttemptResult.STREAM_BROKEN)
+            return Verdict(fall_back=True, blame=Blame.TARGET, result=AttemptResult.STREAM_BROKEN)
         case ErrorEvent(status=status):
-            own_fault = status in (400, 413, 422)
-            return Verdict(fall_back=not own_fault, blame_target=not own_fault, result=AttemptResult.ERROR_EVENT)
+            refusal = classify(status, choice.target.upstream.vendor, error.kind, error.code)
+            return _judge_refusal(refusal, AttemptResult.ERROR_EVENT, choice, status=status)
         case _:
             assert_never(error)  # type: ignore[arg-type]  # UpstreamError has no other subclass; mypy has no sealed classes
+
+
+def _judge_timeout(error: UpstreamTimeout) -> Verdict:
+    match error.phase:
+        case Phase.FIRST_TOKEN | Phase.FIRST_EVENT | Phase.BETWEEN_TOKENS:
+            return Verdict(fall_back=True, blame=Blame.TARGET, result=_timeout_result(error.phase))
+        case Phase.TOTAL:
+            # No other target could answer in no time; and who merely came last had little of it.
+            blame = Blame.TARGET if error.had_its_time else Blame.NOBODY
+            return Verdict(fall_back=False, blame=blame, result=AttemptResult.TIMEOUT_TOTAL)
+        case Phase.CALLER:
+            # How little a caller waits is its own choice: a header must not put a target to rest for everybody.
+            return Verdict(fall_back=False, blame=Blame.NOBODY, result=AttemptResult.TIMEOUT_TOTAL)
+        case _:
+            assert_never(error.phase)
 
 
 def is_stale_connection(error: UpstreamError, *, was_reused: bool) -> bool:
@@ -86,20 +106,37 @@ def status_result(status: int) -> AttemptResult:
             return AttemptResult.PROTOCOL_ERROR
 
 
-def _judge_refusal(error: UpstreamRefused, *, is_mapped: bool) -> Verdict:
-    refusal = classify(error.status, error.vendor, error.type, error.code)
+def _judge_refusal(refusal: Refusal, result: AttemptResult, choice: Choice, *, status: int, wait: float | None = None) -> Verdict:
     consequence = CONSEQUENCES[refusal]
-    rest = consequence.rest_seconds
+    blame, rest = consequence.blames, consequence.rest_seconds
     if refusal in (Refusal.THROTTLED, Refusal.SLOW_DOWN):
-        rest = max(rest, error.retry_after or 0.0)
+        rest = max(rest, wait or 0.0)
+    falls_back = _falls_back(refusal, consequence.falls_back, choice)
+    if choice.target.upstream.is_passthrough and blame in (Blame.CREDENTIAL, Blame.ACCOUNT):
+        # The caller's own credential: no reason for others to be kept away, and where it was refused that is the answer.
+        blame, rest = Blame.NOBODY, 0.0
+        falls_back = falls_back and status not in (401, 402, 403)
     return Verdict(
-        # A 404 for the name we mapped the model to is our configuration's fault, not the caller's.
-        fall_back=consequence.falls_back is Fallback.ALWAYS or (consequence.falls_back is Fallback.MAPPED and is_mapped),
-        blame_target=consequence.blames is not Blame.NOBODY,
-        result=status_result(error.status),
+        fall_back=falls_back,
+        blame=blame,
+        result=result,
         rest_seconds=rest,
+        can_repeat=consequence.can_repeat,
         is_final=consequence.is_final,
     )
+
+
+def _falls_back(refusal: Refusal, rule: Fallback, choice: Choice) -> bool:
+    match rule:
+        case Fallback.ALWAYS:
+            return True
+        case Fallback.MAPPED:
+            # A 404 for the name we mapped the model to is our configuration's fault, not the caller's.
+            return choice.is_mapped
+        case Fallback.ASKED:
+            return FallbackCause(refusal.value) in choice.fallback_on
+        case Fallback.NEVER:
+            return False
 
 
 def _connect_result(fault: ConnectFault) -> AttemptResult:

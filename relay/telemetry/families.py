@@ -107,6 +107,11 @@ FALLBACKS: Final = Family(
     help="Requests that moved on to another upstream, by cause.",
     labels=("route", "from_upstream", "to_upstream", "reason"),
 )
+RETRIES: Final = Family(
+    name="relay_retries_total",
+    help="Attempts made again at the same target, after a wait or with another credential, by cause.",
+    labels=("route", "upstream", "reason"),
+)
 HEDGES: Final = Family(
     name="relay_hedges_total",
     help="Backup attempts started beside a slow one, by whether the backup's content came first.",
@@ -163,6 +168,12 @@ TARGET_HEALTH: Final = Family(
     name="relay_target_health",
     help="1 for the health state the target is in (healthy, cooling, probing), else 0.",
     labels=("route", "upstream", "target", "state"),
+    merge=Merge.MAX,
+)
+CREDENTIALS: Final = Family(
+    name="relay_upstream_credentials",
+    help="Credentials of an upstream by state: healthy, cooling (refused or throttled of late), probing.",
+    labels=("upstream", "state"),
     merge=Merge.MAX,
 )
 VIOLATIONS: Final = Family(

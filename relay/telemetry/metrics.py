@@ -21,6 +21,8 @@ INVARIANTS: Final = ("ended_is_at_most_started", "open_is_in_flight")
 
 Connections = dict[str, tuple[int, int]]
 """Idle and open connections, by upstream."""
+Credentials = Mapping[str, Mapping[str, int]]
+"""How many credentials are in which state, by upstream."""
 
 
 class _Gone(Enum):
@@ -36,6 +38,7 @@ class Metrics:
 
     __slots__ = (
         "_connections",
+        "_credentials",
         "_dropped",
         "_dropped_seen",
         "_ended",
@@ -65,13 +68,14 @@ class Metrics:
         connections: Callable[[], Connections],
         dropped: Callable[[], int],
         standings: Callable[[], Sequence[tuple[str, str]]] = list,
+        credentials: Callable[[], Credentials] = dict,
         usage_dropped: Callable[[], int] = lambda: 0,
         shares: Callable[[], Iterable[tuple[str, str, float]]] = list,
         reserved: Callable[[], Mapping[str, int]] = dict,
         identities: Sequence[str] = (),
     ) -> None:
         """Count for `config`. Asked at each scrape: `connections`, `dropped` (log lines), `standings` (targets and their states),
-        `shares` (key, limit, what is used of it) and `reserved` (tokens by key). `identities` may be `violated`.
+        `credentials`, `shares` (key, limit, what is used of it) and `reserved` (tokens by key). `identities` may be `violated`.
         """
         self.registry = registry = Registry(
             f.all_families(), bounds={f.TIME_TO_FIRST_TOKEN: config.metrics.slo.ttft}, cap=config.metrics.label_values
@@ -83,6 +87,7 @@ class Metrics:
         self._connections = connections
         self._dropped = dropped
         self._standings = standings
+        self._credentials = credentials
         self._shares = shares
         self._reserved = reserved
         self._standings_seen: dict[str, str] = {}
@@ -247,6 +252,7 @@ class Metrics:
                 for route, upstream in self._targets.get(target, ()):
                     for state in HEALTH_STATES:
                         number(f.TARGET_HEALTH, route, upstream, target, state).set(1 if state == current else 0)
+        self._refresh_credentials()
         self._refresh_limits()
         dropped = self._dropped()
         number(f.LOG_DROPPED).inc(dropped - self._dropped_seen)
@@ -255,6 +261,12 @@ class Metrics:
         number(f.USAGE_DROPPED).inc(dropped - self._usage_dropped_seen)
         self._usage_dropped_seen = dropped
         self._count_overflow()
+
+    def _refresh_credentials(self) -> None:
+        self.registry.clear(f.CREDENTIALS)
+        for upstream, counts in self._credentials().items():
+            for health, count in counts.items():
+                self.registry.number(f.CREDENTIALS, self.registry.fold("upstream", upstream), health).inc(count)
 
     def _refresh_limits(self) -> None:
         """Tell how the limits stand; of keys that share a label the one nearest to its limit."""

@@ -50,7 +50,10 @@ class Observations:
                 number(f.RESENDS, upstream).inc()
             elif previous is not None and previous.result not in (None, AttemptResult.CANCELLED):
                 # One that was cancelled did not fail: another was quicker.
-                number(f.FALLBACKS, route, fold("upstream", previous.target.upstream.name), upstream, previous.result.value).inc()
+                if previous.target.name == attempt.target.name:
+                    number(f.RETRIES, route, upstream, previous.result.value).inc()
+                else:
+                    number(f.FALLBACKS, route, fold("upstream", previous.target.upstream.name), upstream, previous.result.value).inc()
             if attempt.hedge_won is not None:
                 number(f.HEDGES, route, flag(attempt.hedge_won)).inc()
             first = attempt.meter.first_content_at

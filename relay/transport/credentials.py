@@ -5,7 +5,7 @@ import re
 from time import monotonic
 from typing import Final
 
-from relay.config.tree import Upstream
+from relay.config.tree import Secret, Upstream
 
 LOOK_SECONDS: Final = 1.0
 """How often a credential's file is looked at."""
@@ -20,8 +20,8 @@ class Credentials:
     def __init__(self) -> None:
         self._files: dict[str, _File] = {}
 
-    def current(self, upstream: Upstream) -> bytes | None:
-        """Return the credential to send, or None for an upstream without one.
+    def current(self, upstream: Upstream, chosen: Secret | None = None) -> bytes | None:
+        """Return the credential to send, or None for an upstream without one; of several the `chosen` one, else the first.
 
         A file that cannot be read, or holds what no header line can, leaves the last credential in force.
         """
@@ -30,7 +30,8 @@ class Credentials:
             if file is None:
                 file = self._files[upstream.api_key_file] = _File(upstream.api_key_file)
             return file.read()
-        return upstream.api_key.reveal().encode("utf-8") if upstream.api_key is not None else None
+        secret = chosen or upstream.api_key
+        return secret.reveal().encode("utf-8") if secret is not None else None
 
 
 class _File:

@@ -14,7 +14,7 @@ import socket
 import struct
 import termios
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from http import HTTPStatus
 from time import monotonic
@@ -204,8 +204,8 @@ class ClientSink:
             lines.append((b"x-relay-attempts", b"%d" % len(exchange.attempts)))
         if header(head.headers, b"x-request-id") is None:
             lines.append((b"x-request-id", request_id))
-        if header(head.headers, b"x-should-retry") is None:
-            lines += [(name.encode("ascii"), value.encode("ascii")) for name, value in exchange.advice.items()]
+        if exchange.advice:
+            lines += _advice(exchange.advice, head)
         if head.is_event_stream:
             # Proxies in front must not collect events (nginx reads this one).
             lines.append((b"x-accel-buffering", b"no"))
@@ -354,3 +354,13 @@ def _head_lines(exchange: Exchange, head: ResponseHead) -> list[bytes]:
 def header_name(name: str) -> bytes:
     """Encode a configured name for a header line: printable ASCII, anything else as `?`."""
     return bytes(byte if 0x20 < byte < 0x7F else 0x3F for byte in name.encode("utf-8"))
+
+
+def _advice(advice: Mapping[str, str], head: ResponseHead) -> list[tuple[bytes, bytes]]:
+    """Return what an SDK is told about trying again, as far as the upstream has not told it already."""
+    if header(head.headers, b"x-should-retry") is not None:
+        return []
+    says_when = header(head.headers, b"retry-after") is not None or header(head.headers, b"retry-after-ms") is not None
+    if says_when and "retry-after" in advice:
+        return []
+    return [(name.encode("ascii"), value.encode("ascii")) for name, value in advice.items()]

@@ -4,6 +4,7 @@ Nothing is the same everywhere: `error` is an object, a string or a list, or its
 a number or a number in a string. A number that is an HTTP status is believed first, then words in `code`, then in `type`.
 """
 
+from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -11,6 +12,8 @@ import msgspec
 from relay.exchange import EventError
 
 _DEFAULT_STATUS: Final = 502
+_MAX_MESSAGE: Final = 2000
+"""More characters than any vendor's own words; what follows is a quotation."""
 
 # Parts of a word, spelled without separators; the first that fits decides, so the special ones come first.
 _STATUS_OF: Final = (
@@ -71,18 +74,27 @@ def event_error(kind: str, payload: object) -> EventError | None:
     return None
 
 
-def parse_error(body: bytes) -> tuple[str | None, str | None]:
-    """Return type and code out of an upstream's error body, whatever its shape. Never raises."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorWords:
+    """What an error body says of itself. The message may quote the request."""
+
+    type: str | None = None
+    code: str | None = None
+    message: str | None = None
+
+
+def parse_error(body: bytes) -> ErrorWords:
+    """Return type, code and message out of an upstream's error body, whatever its shape. Never raises."""
     try:
         payload = msgspec.json.decode(body)
     except (ValueError, RecursionError):
-        return None, None
+        return ErrorWords()
     if isinstance(payload, list) and payload:
         payload = payload[0]
     if not isinstance(payload, dict):
-        return None, None
+        return ErrorWords()
     detail = _detail(payload["error"], payload) if payload.get("error") else payload
-    return _word(detail.get("type")), _word(detail.get("code"))
+    return ErrorWords(type=_word(detail.get("type")), code=_word(detail.get("code")), message=_message(detail))
 
 
 def _detail(error: object, top: dict[str, Any]) -> dict[str, Any]:
@@ -91,11 +103,20 @@ def _detail(error: object, top: dict[str, Any]) -> dict[str, Any]:
     if isinstance(error, dict):
         return error
     # A bare text: what else there is stands beside it (xAI).
-    return {"code": top.get("code"), "status": top.get("status")}
+    return {"code": top.get("code"), "status": top.get("status"), "message": error}
 
 
 def _of(detail: dict[str, Any]) -> EventError:
     return EventError(status=_status(detail), type=_word(detail.get("type")), code=_word(detail.get("code")))
+
+
+def _message(detail: dict[str, Any]) -> str | None:
+    # FastAPI's servers call it `detail`, Ollama's own and llama.cpp's have the error itself for it.
+    for name in ("message", "detail", "msg"):
+        text = detail.get(name)
+        if isinstance(text, str) and text:
+            return text[:_MAX_MESSAGE]
+    return None
 
 
 def _word(value: object) -> str | None:

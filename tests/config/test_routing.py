@@ -2,7 +2,7 @@
 
 import pytest
 
-from relay.config.tree import Affinity, AffinityKind, Heartbeat, Hedge, Route, Strategy, Target, Timeouts
+from relay.config.tree import Affinity, AffinityKind, FallbackCause, Heartbeat, Hedge, Route, Secret, Strategy, Target, Timeouts
 from tests.config.loading import ROUTE, Loading
 
 UPSTREAMS = "upstreams: {one: {base_url: 'http://127.0.0.1:9001/v1'}, two: {base_url: 'http://127.0.0.1:9002/v1'}}\n"
@@ -60,6 +60,21 @@ def test_affinity(loading: Loading, written: str, affinity: Affinity) -> None:
     found = route(loading, f"{{balance: [one/a, two/b], affinity: {written}}}").affinity
     assert found == affinity
     assert str(found) == written.strip("'").lower()
+
+
+def test_fallback_causes_and_retries(loading: Loading) -> None:
+    found = route(loading, "{to: [one/a, two/b], fallback_on: [context_length], retries: 0}")
+    assert (found.fallback_on, found.retries) == ({FallbackCause.CONTEXT_LENGTH}, 0)
+    assert route(loading, "one/a").retries == 2
+
+
+def test_upstream_with_several_credentials_begins_with_the_first(loading: Loading) -> None:
+    config = loading.load("upstreams: {openai: {api_keys: [k1, '${K}']}, xai: {api_key: k3}}\nroutes: {a: [openai/x, xai/y]}", {"K": "k2"})
+    openai, xai = config.upstreams["openai"], config.upstreams["xai"]
+    assert openai.api_key == Secret("k1")
+    assert openai.credentials == openai.api_keys == (Secret("k1"), Secret("k2"))
+    assert (xai.credentials, xai.api_keys) == ((Secret("k3"),), ())
+    assert config.warnings == ()
 
 
 def test_hedge_and_heartbeat(loading: Loading) -> None:
@@ -196,6 +211,11 @@ MISTAKES = [
     ("{balance: [one/a, two/b], affinity: header}", ".affinity", "expected one of none, prefix, user, header:NAME"),
     ("{balance: [one/a, two/b], affinity: 'header:a b'}", ".affinity", "expected one of none, prefix, user, header:NAME"),
     ("{balance: [one/a, two/b], affinity: prefx}", ".affinity", 'did you mean "prefix"?'),
+    ("{to: [one/a, two/b], fallback_on: [context_lenght]}", ".fallback_on[0]", 'did you mean "context_length"?'),
+    ("{to: [one/a, two/b], fallback_on: context_length}", ".fallback_on", "expected a list"),
+    ("{to: one/a, fallback_on: [context_length]}", ".fallback_on", "has no effect: the route has no second target"),
+    ("{to: one/a, retries: 3}", ".retries", "expected 0, 1 or 2"),
+    ("{to: one/a, retries: yes}", ".retries", "expected 0, 1 or 2"),
     ("{to: one/a, hedge: {}}", ".hedge", "has no effect: the route has no second target"),
     ("{to: [one/a, two/b], hedge: {at_most: 51%}}", ".hedge.at_most", "expected a share such as 5%, at most 50%"),
     ("{to: [one/a, two/b], hedge: {at_most: 0%}}", ".hedge.at_most", "more than 0%"),
@@ -259,6 +279,10 @@ def test_upstream_that_is_only_a_fallback_is_used(loading: Loading) -> None:
 
 UPSTREAM_MISTAKES = [
     ("api_key: k, api_key_file: key", ".api_key_file", "stands beside api_key"),
+    ("api_key_file: key, api_keys: [k]", ".api_key_file", "stands beside api_keys"),
+    ("api_keys: []", ".api_keys", "is empty"),
+    ("api_keys: [k, passthrough]", ".api_keys[1]", "passthrough is for `api_key` alone"),
+    ("api_keys: [k, l, k]", ".api_keys[2]", "is the same credential as one above"),
     ("vendor: opnai", ".vendor", 'did you mean "openai"?'),
 ]
 
@@ -273,10 +297,8 @@ def test_mistake_of_an_upstream_is_named_with_its_line(loading: Loading, written
 
 NOT_SETTINGS = [
     # what nothing in the relay does, so that it must not look as if it were done
-    ("api_keys: [a, b]", "to: mine/model", "upstreams.mine.api_keys"),
     ("limits: {concurrency: 4}", "to: mine/model", "upstreams.mine.limits"),
     ("health: {path: /models}", "to: mine/model", "upstreams.mine.health"),
-    ("", "to: [mine/a, mine/b], fallback_on: [context_length]", "routes.fast.fallback_on"),
 ]
 
 

@@ -21,6 +21,8 @@ MISPLACED = [
     "upstreams: {openai: {api_key: x, vendor: CANARY, limits: {queue: CANARY}}}",
     "upstreams: {openai: {api_key: [CANARY, CANARY]}}",
     "upstreams: {openai: {api_key: CANARY, api_key_file: CANARY}}",
+    "upstreams: {openai: {api_keys: [{CANARY: CANARY}, [CANARY]]}}",
+    "upstreams: {openai: {api_keys: ['CANARY x']}}",
     "upstreams: {openai: {token: CANARY, colour: red}}",
     "upstreams: {openai: CANARY}",
     "upstreams: {openai: [CANARY]}",
@@ -154,13 +156,14 @@ def test_canary_of_a_good_file_is_in_no_repr_and_no_warning(loading: Loading) ->
           openai: {{api_key: {CANARY}1}}
           far: {{base_url: "http://far.example.com/v1", api_key: "${{K}}"}}
           file: {{base_url: "http://127.0.0.1:9/v1", api_key: "${{file:secret}}"}}
+          both: {{base_url: "http://127.0.0.1:9/v1", api_keys: [{CANARY}5, {CANARY}6]}}
           kept: {{base_url: "http://127.0.0.1:9/v1", api_key_file: secret}}
         routes: {{fast: openai/x}}
         keys: {{alice: {{key: {CANARY}4, expires: 2020-01-01}}, bob: {{key: sk-CANARY}}}}
         """,
         {"K": CANARY + "2"},
     )
-    assert len(config.warnings) == 7
+    assert len(config.warnings) == 8
     assert "CANARY" not in f"{config!r} {config} {config.warnings} {config.upstreams} {config.keys} {config.upstreams['openai']!s}"
     key = config.upstreams["file"].api_key
     assert key is not None

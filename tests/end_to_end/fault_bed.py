@@ -296,7 +296,7 @@ def config(faults: Sequence[Fault], upstream: ScriptedUpstream, **more: object) 
         "timeouts": TIMEOUTS,
         "metrics": {"label_values": 2 * len(faults) + 10},
         "upstreams": {fault.slug: copy.deepcopy({**usual, **fault.upstream}) for fault in faults},  # shared parts would become anchors
-        "routes": {fault.route: f"{fault.slug}/{fault.route}" for fault in faults},
+        "routes": {fault.route: {"to": f"{fault.slug}/{fault.route}", "retries": 0} for fault in faults},
         **more,
     }
 

@@ -167,7 +167,7 @@ async def test_a38_text_of_an_upstreams_error_forges_nothing(bed: Bed, text: str
     bed.upstream.route("error-first", scripts.sse([events.error(text, type=text, message=text)]))
     first = await bed.send(CHAT, {"model": "error-first", "stream": True})
     assert (first.status, first.end, first.has_done) == (502, "complete", False)
-    assert set(first.json()["error"]) == {"message", "type", "param", "code"}  # type: ignore[call-overload]
+    assert set(first.json()["error"]) == {"message", "type", "param", "code", "attempts"}  # type: ignore[call-overload]
 
     sent = [events.role(), events.content("one"), events.error(text, type=text, message=text)]
     bed.upstream.route("error-later", scripts.sse(sent))

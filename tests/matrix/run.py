@@ -271,9 +271,10 @@ def _config(all_cells: list[Cell], first: ScriptedUpstream, second: ScriptedUpst
     }
 
 
-def _targets(cell: Cell) -> list[str]:
+def _targets(cell: Cell) -> dict[str, Any]:
+    """The route of a cell. Without retries: the budget for them is shared by all cells, so that which of them get one is chance."""
     own = f"{cell.slug}/{cell.slug}"
-    return [own, f"second/{cell.slug}"] if cell.has_fallback else [own]
+    return {"to": [own, f"second/{cell.slug}"] if cell.has_fallback else [own], "retries": 0}
 
 
 def _copied(fault: Fault) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from relay.policy.breaker import (
     Health,
     Healths,
     Permit,
+    usable,
 )
 
 
@@ -218,23 +219,23 @@ def test_an_operator_rests_a_target_and_brings_it_back() -> None:
     assert (breaker.health(3599.0), breaker.trips) == (Health.HEALTHY, 0)
 
 
-def identity(name: str) -> str:
-    return name
+def usable_of(healths: Healths, names: list[str], now: float) -> list[str]:
+    return usable(names, lambda name: healths.of(name).may_try(now), lambda name: healths.of(name).rest_left(now))
 
 
 def test_usable_leaves_resting_targets_out_and_keeps_the_order() -> None:
     healths = Healths()
     fail(healths.of("b"), 0.0, 5)
-    assert healths.usable(["a", "b", "c"], identity, 1.0) == ["a", "c"]
-    assert healths.usable(["a", "b", "c"], identity, 10.0) == ["a", "b", "c"]
+    assert usable_of(healths, ["a", "b", "c"], 1.0) == ["a", "c"]
+    assert usable_of(healths, ["a", "b", "c"], 10.0) == ["a", "b", "c"]
 
 
 def test_of_targets_that_all_rest_the_one_that_is_back_first_is_kept() -> None:
     healths = Healths()
     fail(healths.of("a"), 5.0, 5)
     fail(healths.of("b"), 0.0, 5)
-    assert healths.usable(["a", "b"], identity, 6.0) == ["b"]
-    assert healths.usable([], identity, 6.0) == []
+    assert usable_of(healths, ["a", "b"], 6.0) == ["b"]
+    assert usable_of(healths, [], 6.0) == []
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.floats(0, 500)), max_size=20), st.floats(0, 600))
@@ -243,9 +244,9 @@ def test_a_route_never_loses_its_last_target(rests: list[tuple[int, float]], now
     names = ["a", "b", "c", "d"]
     for number, seconds in rests:
         healths.of(names[number]).rest(0.0, seconds)
-    assert healths.usable(names, identity, now)
+    assert usable_of(healths, names, now)
     for name in names:
-        assert healths.usable([name], identity, now) == [name]
+        assert usable_of(healths, [name], now) == [name]
 
 
 def test_with_every_upstream_dead_a_request_costs_about_one_attempt_and_recovery_one_probe() -> None:
@@ -257,7 +258,7 @@ def test_with_every_upstream_dead_a_request_costs_about_one_attempt_and_recovery
         now += 1 / 200
         requests += 1
         # The first fallback is free, more is for the budget, which this test leaves out.
-        for name in healths.usable(names, identity, now)[:2]:
+        for name in usable_of(healths, names, now)[:2]:
             breaker = healths.of(name)
             attempts += 1
             breaker.failed(begun(breaker, now, is_forced=True), now, 0.5)
@@ -269,7 +270,7 @@ def test_with_every_upstream_dead_a_request_costs_about_one_attempt_and_recovery
         assert sum(permit is not None for permit in permits) == 1
         assert permits[0] is not None
         breaker.succeeded(permits[0], now)
-    assert healths.usable(names, identity, now) == names
+    assert usable_of(healths, names, now) == names
 
 
 def test_a_new_configuration_forgets_what_is_gone_and_keeps_what_is_known() -> None:

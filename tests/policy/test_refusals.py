@@ -64,7 +64,7 @@ MEANING = {
     "sglang-400-flat.json": Refusal.CONTEXT_LENGTH,
     "together-403-context.json": Refusal.CONTEXT_LENGTH,
     "vllm-400-context.json": Refusal.CONTEXT_LENGTH,
-    "xai-403.json": Refusal.BAD_CREDENTIAL,
+    "xai-403.json": Refusal.FORBIDDEN,
     "zhipu-429-no-balance.json": Refusal.NO_QUOTA,
     "zhipu-429.json": Refusal.THROTTLED,
 }
@@ -91,7 +91,7 @@ def test_insufficient_quota_is_final_at_openai_and_a_minute_limit_at_dashscope()
     assert classify(429, "openai", *words) is Refusal.NO_QUOTA
     assert classify(429, "dashscope", *words) is Refusal.THROTTLED
     assert classify(429, "", *words[:2], "For details, see: …/error-code#token-limit") is Refusal.THROTTLED
-    assert classify(429, "dashscope", *words[:2], "Free allocated quota exceeded.") is Refusal.NO_QUOTA
+    assert classify(429, "dashscope", *words[:2], "Free allocated quota exceeded.") is Refusal.NO_MODEL_QUOTA
 
 
 def test_zhipus_numbers_mean_something_at_zhipu_only() -> None:
@@ -108,9 +108,9 @@ def test_zhipus_numbers_mean_something_at_zhipu_only() -> None:
         (307, (), Refusal.REDIRECT),
         (400, (), Refusal.CALLER),
         (402, (), Refusal.NO_QUOTA),
-        (403, (), Refusal.BAD_CREDENTIAL),
+        (403, (), Refusal.FORBIDDEN),
         (403, (None, "Model.AccessDenied"), Refusal.MODEL_NOT_FOUND),
-        (403, (None, "AllocationQuota.FreeTierOnly"), Refusal.NO_QUOTA),
+        (403, (None, "AllocationQuota.FreeTierOnly"), Refusal.NO_MODEL_QUOTA),
         (403, (None, None, "Your input was flagged"), Refusal.CONTENT_POLICY),
         (404, (), Refusal.MODEL_NOT_FOUND),
         (408, (), Refusal.TIMEOUT),
@@ -120,7 +120,7 @@ def test_zhipus_numbers_mean_something_at_zhipu_only() -> None:
         (429, (), Refusal.THROTTLED),
         (429, (None, "CommodityNotPurchased"), Refusal.NO_QUOTA),
         (429, (None, "RateLimitExceeded.EndpointTPMExceeded"), Refusal.THROTTLED),
-        (429, (None, "429", "Quota exceeded for metric: requests, limit: 0, model: m"), Refusal.NO_QUOTA),
+        (429, (None, "429", "Quota exceeded for metric: requests, limit: 0, model: m"), Refusal.NO_MODEL_QUOTA),
         (500, (), Refusal.SERVER),
         (502, (), Refusal.SERVER),
         (504, (), Refusal.SERVER),

@@ -1,6 +1,6 @@
 """What is known of targets, and the orders that follow from it."""
 
-from relay.config.tree import Affinity, AffinityKind, Route, Strategy, Target, Timeouts, Upstream
+from relay.config.tree import Affinity, AffinityKind, Config, Route, Strategy, Target, Timeouts, Upstream
 from relay.exchange import ClientRequest, Operation
 from relay.policy.targets import Targets, name_of
 
@@ -21,6 +21,12 @@ def route(*targets: Target, **more: object) -> Route:
     return Route(name="fast", targets=targets, timeouts=Timeouts(), **more)  # type: ignore[arg-type]
 
 
+def knowing(*targets: Target) -> Targets:
+    known = Targets()
+    known.know(Config(upstreams={target.upstream.name: target.upstream for target in targets}, routes={"fast": route(*targets)}))
+    return known
+
+
 def names(targets: list[Target]) -> list[str]:
     return [target.upstream.name for target in targets]
 
@@ -37,7 +43,7 @@ def test_targets_come_as_written_and_fallbacks_after_them() -> None:
 
 
 def test_a_target_at_rest_is_left_out_but_never_the_last() -> None:
-    known = Targets()
+    known = knowing(A, B)
     fail(known, A)
     assert names(known.order(route(A, B), REQUEST, 1.0, 0.5)) == ["b"]
     fail(known, B)
@@ -46,14 +52,14 @@ def test_a_target_at_rest_is_left_out_but_never_the_last() -> None:
 
 
 def test_the_fastest_goes_first_once_it_is_known() -> None:
-    known = Targets()
+    known = knowing(A, B, C)
     for target, seconds in ((A, 2.0), (B, 0.5), (C, 1.0)):
         known.answered(target, seconds)
     assert names(known.order(route(A, B, C, strategy=Strategy.FASTEST), REQUEST, 0.0, 0.5)) == ["b", "c", "a"]
 
 
 def test_the_pace_follows_what_comes() -> None:
-    known = Targets()
+    known = knowing(A, B)
     known.answered(A, 0.1)
     known.answered(B, 1.0)
     for _ in range(50):

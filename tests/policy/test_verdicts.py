@@ -2,6 +2,7 @@
 
 import pytest
 
+from relay.config.tree import Secret, Target, Upstream
 from relay.errors import (
     Break,
     ConnectFailed,
@@ -16,7 +17,14 @@ from relay.errors import (
     UpstreamTimeout,
 )
 from relay.exchange import AttemptResult as R
+from relay.policy.refusals import Blame
+from relay.policy.routing import Choice
 from relay.policy.verdicts import is_stale_connection, judge, status_result
+
+UPSTREAM = Upstream(name="mine", base_url="", api_key=Secret("sk-mine"))
+TARGET = Target(upstream=UPSTREAM, model="m")
+MAPPED = Choice(target=TARGET, model="m", is_mapped=True)
+NAMED = Choice(target=TARGET, model="m", is_mapped=False)
 
 OTHERS = [
     (ConnectFailed(ConnectFault.REFUSED), True, True, R.CONNECT_ERROR),
@@ -27,7 +35,7 @@ OTHERS = [
     (UpstreamTimeout(Phase.FIRST_TOKEN), True, True, R.TIMEOUT_FIRST_TOKEN),
     (UpstreamTimeout(Phase.FIRST_EVENT), True, True, R.TIMEOUT_FIRST_TOKEN),
     (UpstreamTimeout(Phase.BETWEEN_TOKENS), True, True, R.TIMEOUT_IDLE),
-    (UpstreamTimeout(Phase.TOTAL), False, True, R.TIMEOUT_TOTAL),
+    (UpstreamTimeout(Phase.TOTAL), False, False, R.TIMEOUT_TOTAL),
     (UpstreamTimeout(Phase.CALLER), False, False, R.TIMEOUT_TOTAL),
     (MalformedResponse(Malformation.PROTOCOL), True, True, R.PROTOCOL_ERROR),
     (MalformedResponse(Malformation.BAD_RESPONSE), True, True, R.PROTOCOL_ERROR),
@@ -68,25 +76,25 @@ STATUSES = [
 @pytest.mark.parametrize("is_mapped", [False, True])
 @pytest.mark.parametrize(("error", "fall_back", "blame", "result"), OTHERS, ids=lambda value: str(value))
 def test_each_failure_has_its_verdict(error: UpstreamError, fall_back: bool, blame: bool, result: R, is_mapped: bool) -> None:
-    verdict = judge(error, is_mapped=is_mapped)
-    assert (verdict.fall_back, verdict.blame_target, verdict.result) == (fall_back, blame, result)
+    verdict = judge(error, MAPPED if is_mapped else NAMED)
+    assert (verdict.fall_back, verdict.blame is not Blame.NOBODY, verdict.result) == (fall_back, blame, result)
 
 
 @pytest.mark.parametrize(("status", "fall_back", "blame", "result"), STATUSES)
 def test_each_status_has_its_verdict(status: int, fall_back: bool, blame: bool, result: R) -> None:
-    verdict = judge(UpstreamRefused(status), is_mapped=False)
-    assert (verdict.fall_back, verdict.blame_target, verdict.result) == (fall_back, blame, result)
+    verdict = judge(UpstreamRefused(status), NAMED)
+    assert (verdict.fall_back, verdict.blame is not Blame.NOBODY, verdict.result) == (fall_back, blame, result)
 
 
 def test_a_404_for_a_name_that_we_chose_falls_back_and_blames_nobody() -> None:
-    verdict = judge(UpstreamRefused(404), is_mapped=True)
-    assert (verdict.fall_back, verdict.blame_target) == (True, False)
+    verdict = judge(UpstreamRefused(404), MAPPED)
+    assert (verdict.fall_back, verdict.blame is not Blame.NOBODY) == (True, False)
 
 
 def test_no_other_status_changes_with_who_chose_the_name() -> None:
     for status in range(300, 600):
         if status not in (404, 410):
-            assert judge(UpstreamRefused(status), is_mapped=True) == judge(UpstreamRefused(status), is_mapped=False)
+            assert judge(UpstreamRefused(status), MAPPED) == judge(UpstreamRefused(status), NAMED)
 
 
 def test_every_fault_phase_and_malformation_is_in_the_table() -> None:
