@@ -98,6 +98,7 @@ RUNS = {
             model=replace(_SPARSE, interval_us=50_000).name(),
             routes={**{f"route-{number}": "plain/m" for number in range(SERIES_ROUTES)}, "*": "plain/*"},
         ),
+        Run(name="telemetry", pattern="script", connections=0, model="", routes={}),
         Run(name="clocks", pattern="script", connections=0, model="clock", routes={"*": "plain/*"}),
         Run(name="workers", pattern="hold", connections=40, model=_SPARSE.name(), only=frozenset({"relay", "workers"})),
         Run(name="body-1mib", pattern="closed", connections=2, model=JSON_MODEL, body_bytes=2**20, window_seconds=2.5),
@@ -326,7 +327,17 @@ async def compare_clocks(bench: Bench, run: Run) -> Reading:
     return {"off": quantiles(off), "errors": 0, "first_errors": []}
 
 
-_OWN_TURNS = {"scrape": scrape, "clocks": compare_clocks}
+async def tell(bench: Bench, run: Run) -> Reading:
+    """Return the CPU in microseconds of what metrics and log do for one request, on the proxy's core."""
+    argv = [sys.executable, "-m", "bench.telemetry"]
+    child = await Child.start(argv, cores=bench.cores.proxy, complaints=bench.folder / "telemetry.log")
+    try:
+        return {**await child.hear(within=30), "errors": 0, "first_errors": []}
+    finally:
+        await child.stop()
+
+
+_OWN_TURNS = {"scrape": scrape, "clocks": compare_clocks, "telemetry": tell}
 """Runs that are measured in a way of their own."""
 
 
@@ -365,6 +376,8 @@ def _brief(reading: Reading) -> str:
         return f"{reading['rest_bytes'] / 2**20:.1f} MiB at rest, {reading['stream_bytes'] / 1024:.1f} KiB per stream"
     if "off" in reading:
         return f"{reading['off']['count']} clocks, off by {reading['off']['p99_ms']:.2f} ms at p99"
+    if "stream_us" in reading:
+        return f"{reading['stream_us']:.1f} us per stream, {reading['json_us']:.1f} us per plain answer"
     told = f"{reading['events']} events, {reading['requests']} requests"
     told += f", proxy {reading['busy_share']:.0%}, load {reading['load_share']:.0%}, others {reading['others_share']:.0%} of a core"
     return told + (f", {reading['errors']} errors: {reading['first_errors']}" if reading["errors"] else "")

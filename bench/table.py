@@ -81,6 +81,11 @@ def _ms(run: str, sample: str, quantile: str, *, beyond: str | None = None) -> V
     return value
 
 
+def _telemetry(readings: Readings, proxy: str) -> float | None:
+    costs = [reading["stream_us"] for reading in _sound(readings, "telemetry", proxy)]
+    return median(costs) if costs else None
+
+
 def _memory(field: str, unit_bytes: int) -> Value:
     def value(readings: Readings, proxy: str) -> float | None:
         sizes = [reading[field] / unit_bytes for reading in _sound(readings, "memory", proxy)]
@@ -155,6 +160,7 @@ FIGURES = (
         aim=None,
     ),
     Figure(scenario="clocks", label="how far the log's clocks are off, p99", unit="ms", value=_ms("clocks", "off", "p99_ms"), reach=5.0),
+    Figure(scenario="telemetry", label="CPU of metrics and log per stream", unit="us", value=_telemetry, reach=25.0),
     Figure(
         scenario="scrape",
         label="p99 delay that a scrape of 10,000 series a second adds, 200 streams",

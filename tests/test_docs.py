@@ -28,6 +28,7 @@ from relay.errors import (
     error_answer,
 )
 from relay.exchange import BAD, GOOD, Outcome
+from relay.telemetry.families import all_families
 
 ROOT: Final = Path(__file__).parent.parent
 README: Final = (ROOT / "README.md").read_text()
@@ -100,6 +101,12 @@ def test_metrics_are_documented_by_the_names_that_the_code_has() -> None:
     exported = {name for source in sources for name in re.findall(r'"(relay_[a-z_]+)"', source)}
     assert {row[0].strip("`") for row in rows(page)} == exported
     assert set(re.findall(r"`(relay_[a-z_]+)`", README)) <= exported
+
+
+def test_metrics_are_documented_with_their_types_and_labels() -> None:
+    written = {row[0].strip("`"): (row[1], row[2].replace("`", "")) for row in rows((ROOT / "docs/metrics.md").read_text())}
+    declared = {family.name: (family.kind.value, ", ".join(family.labels)) for family in all_families()}
+    assert {name: written[name] for name in declared} == declared
 
 
 def seconds(text: str) -> float:

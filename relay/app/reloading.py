@@ -60,6 +60,10 @@ def fixed_changes(config: Config, bound: Config) -> list[str]:
         fixed.append("server.listen")
     if (config.metrics.host, config.metrics.port) != (metrics.host, metrics.port):
         fixed.append("metrics.listen")
+    if config.metrics.slo.ttft != metrics.slo.ttft:
+        fixed.append("metrics.slo.ttft")  # a bound of a histogram, which cannot move while it counts
+    if config.metrics.label_values != metrics.label_values:
+        fixed.append("metrics.label_values")
     if config.usage != bound.usage:
         fixed.append("usage")
     if config.state_dir != bound.state_dir:

@@ -219,3 +219,16 @@ async def test_a_file_without_keys_is_refused_while_the_relay_can_be_reached_fro
     assert "keys" in line["message"]
     assert await answer(relay) == (401, "missing_key")
     assert await answer(relay, key="sk-alice-plain") == (200, "old")
+
+
+async def test_series_follow_the_routes_and_their_bounds_wait_for_a_restart(relay_with: RelayWith, upstream: ScriptedUpstream) -> None:
+    answers(upstream, "old", "new")
+    relay = await relay_with(named(upstream, "old", routes={"name": "mine/old", "gone": "mine/old"}))
+    assert await answer(relay, "gone") == (200, "old")
+    await reload(relay, {**named(upstream, "new"), "metrics": {"slo": {"ttft": "9s"}}}, result="ok")
+    assert any("metrics.slo.ttft" in line.get("message", "") for line in relay.logs("reload", level="warning"))
+    assert (await relay.metrics()).value("relay_requests_total", route="gone", outcome="complete") == 1
+    after = await relay.metrics()
+    assert not after.has("relay_requests_total", route="gone") and not after.has("relay_target_health", route="gone")
+    assert after.has("relay_requests_total", route="name", outcome="upstream_cut")
+    assert after.value("relay_requests_forgotten_total") == 1
