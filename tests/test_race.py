@@ -10,6 +10,7 @@ from relay.config.tree import Target, Upstream
 from relay.errors import Break as Broken
 from relay.errors import RelayError, StreamBroken
 from relay.exchange import Attempt, ClientRequest, Exchange, Operation
+from relay.policy.course import Step
 from relay.policy.routing import Choice
 from relay.race import Entrant, Race
 
@@ -54,15 +55,10 @@ class FakeTrial:
     """Counts how often it was handed back."""
 
     def __init__(self) -> None:
-        self.overs = 0
+        self.closes = 0
 
-    def over(self, *given: object, is_mapped: bool) -> None:
-        self.overs += 1
-
-
-class FakeOnward:
-    has_rival = False
-    sent = 1
+    def close(self) -> None:
+        self.closes += 1
 
 
 class Bed:
@@ -73,24 +69,24 @@ class Bed:
             id="1", method="POST", path="/", query=None, headers=(), operation=Operation.CHAT, received_at=0.0, client_ip=""
         )
         self.exchange = Exchange(request=request)
-        self.first, self.trial, self.onward = FakeRun(self.exchange, "a"), FakeTrial(), FakeOnward()
+        self.first, self.trial = FakeRun(self.exchange, "a"), FakeTrial()
         self.second: FakeRun | None = None
-        self.second_trial, self.second_onward = FakeTrial(), FakeOnward()
+        self.second_trial = FakeTrial()
         self.backup_began = asyncio.Event()
         self.race = Race(self.exchange)
 
-    def entrant(self, run: FakeRun, trial: FakeTrial, onward: FakeOnward) -> Entrant:
+    def entrant(self, run: FakeRun, trial: FakeTrial) -> Entrant:
         choice = Choice(target=run.attempt.target, model="m", is_mapped=True)
         go: Callable[[], Coroutine[Any, Any, RelayError | None]] = run.go
-        return Entrant(run, choice, trial, onward, go)  # type: ignore[arg-type]
+        return Entrant(run, Step(choice=choice, trial=trial), go)  # type: ignore[arg-type]
 
-    def back_up(self, first: Entrant) -> Entrant | None:
+    def back_up(self) -> Entrant | None:
         self.second = FakeRun(self.exchange, "b")
         self.backup_began.set()
-        return self.entrant(self.second, self.second_trial, self.second_onward)
+        return self.entrant(self.second, self.second_trial)
 
-    def start(self, delay: float = 0.001, back_up: Callable[[Entrant], Entrant | None] | None = None) -> asyncio.Task[Entrant]:
-        first = self.entrant(self.first, self.trial, self.onward)
+    def start(self, delay: float = 0.001, back_up: Callable[[], Entrant | None] | None = None) -> asyncio.Task[Entrant]:
+        first = self.entrant(self.first, self.trial)
         return asyncio.create_task(self.race.run(first, delay, back_up or self.back_up))
 
     async def both(self) -> tuple[asyncio.Task[Entrant], FakeRun]:
@@ -108,7 +104,7 @@ async def test_an_answer_in_time_has_no_backup() -> None:
     bed.first.answer()
     bed.first.end()
     assert (await task).run is bed.first  # type: ignore[comparison-overlap]
-    assert (bed.race.has_backup, bed.second, bed.trial.overs) == (False, None, 0)
+    assert (bed.race.has_backup, bed.second, bed.trial.closes) == (False, None, 0)
 
 
 async def test_the_winner_gives_the_other_up_within_the_same_call_and_stands_last() -> None:
@@ -120,7 +116,7 @@ async def test_the_winner_gives_the_other_up_within_the_same_call_and_stands_las
     bed.first.end()
     assert (await task).run is bed.first  # type: ignore[comparison-overlap]
     assert second.was_cancelled and second.attempt.hedge_won is False
-    assert (bed.trial.overs, bed.second_trial.overs) == (1, 1)
+    assert (bed.trial.closes, bed.second_trial.closes) == (1, 1)
 
 
 async def test_a_backup_that_wins_is_counted_as_such() -> None:
@@ -137,9 +133,9 @@ async def test_a_backup_that_wins_is_counted_as_such() -> None:
 async def test_a_backup_that_is_given_up_before_it_began_hands_its_permit_back() -> None:
     bed = Bed()
 
-    def back_up(first: Entrant) -> Entrant | None:
+    def back_up() -> Entrant | None:
         asyncio.get_running_loop().call_soon(bed.first.answer)
-        return bed.back_up(first)
+        return bed.back_up()
 
     task = bed.start(back_up=back_up)
     await bed.backup_began.wait()
@@ -147,17 +143,15 @@ async def test_a_backup_that_is_given_up_before_it_began_hands_its_permit_back()
         await asyncio.sleep(0)
     bed.first.end()
     await task
-    assert bed.second_trial.overs == 1
+    assert bed.second_trial.closes == 1
 
 
-async def test_while_the_other_still_runs_a_refusal_may_be_given_up() -> None:
+async def test_when_both_have_failed_the_last_one_says_why() -> None:
     bed = Bed()
     task, second = await bed.both()
-    assert bed.onward.has_rival and bed.second_onward.has_rival
     bed.first.end(StreamBroken(Broken.RESET, anything=False))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    assert not bed.second_onward.has_rival
     second.end(StreamBroken(Broken.TRUNCATED, anything=True))
     entrant = await task
     assert entrant.run is second and isinstance(entrant.error, StreamBroken)  # type: ignore[comparison-overlap]
@@ -170,7 +164,7 @@ async def test_a_client_that_leaves_ends_both() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert bed.first.was_cancelled and second.was_cancelled
-    assert (bed.trial.overs, bed.second_trial.overs) == (1, 1)
+    assert (bed.trial.closes, bed.second_trial.closes) == (1, 1)
 
 
 async def test_a_bug_in_one_is_raised_as_it_is_and_ends_the_other() -> None:
@@ -186,7 +180,7 @@ async def test_where_no_backup_is_to_be_had_the_first_goes_on_alone() -> None:
     bed = Bed()
     asked = asyncio.Event()
 
-    def none(first: Entrant) -> None:
+    def none() -> None:
         asked.set()
 
     task = bed.start(back_up=none)
