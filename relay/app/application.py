@@ -18,7 +18,7 @@ from typing import Any, Final
 from relay import __version__
 from relay.app.accounts import Accounts
 from relay.app.crew import Crew
-from relay.app.keywatch import KeyWatch, refreshed
+from relay.app.keywatch import KeyWatch
 from relay.app.listening import listen, max_connections, serve, url_of
 from relay.app.pages import Pages
 from relay.app.reloading import Read, Reloads, fixed_changes
@@ -125,7 +125,7 @@ class App:
 
     async def start(self) -> str:
         """Listen; return the address to use. Raises OSError when the address cannot be had."""
-        config = self._config = await asyncio.to_thread(refreshed, self._config)
+        config = self._config = await asyncio.to_thread(self._key_watch.refreshed, self._config)
         self._accounts = Accounts(config.state_dir or (None if self._crew is None else self._crew.directory))
         sock = listen(config.server.host, config.server.port, is_shared=self._crew is not None)
         await self._start_demo(config)

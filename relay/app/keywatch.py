@@ -8,22 +8,12 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from relay.config.keys import load_stored, with_stored
+from relay.config.keys import Made, load_stored, with_stored
 from relay.config.keystore import KeyStoreBroken, mark_of
 from relay.config.tree import Config, Key
 
 LOOK_SECONDS: Final = 0.5
 """A change is in force within a second; one look takes some 20 us of a thread."""
-
-
-def refreshed(config: Config) -> Config:
-    """Return `config` with the keys that its store holds now: a worker may start long after its configuration was read."""
-    if config.key_store is None:
-        return config
-    try:
-        return with_stored(config, load_stored(config.key_store))
-    except KeyStoreBroken:  # the watch will tell it
-        return config
 
 
 class KeyWatch:
@@ -41,7 +31,18 @@ class KeyWatch:
         self._is_asked = False
         """Whether to read even what has not changed: somebody may have put older keys in force meanwhile."""
         self._mark: object = None
+        self._known: Made = {}
+        """What the last reading made: a change of one key costs one key, not all."""
         self._trouble: str | None = None
+
+    def refreshed(self, config: Config) -> Config:
+        """Return `config` with the keys that its store holds now: a worker may start long after its configuration was read."""
+        if config.key_store is None:
+            return config
+        try:
+            return with_stored(config, load_stored(config.key_store, self._known))
+        except KeyStoreBroken:  # the watch will tell it
+            return config
 
     def follow(self, path: str | None) -> None:
         """Watch the store at `path` from now on, none for None; what it holds now is handed over too."""
@@ -74,7 +75,7 @@ class KeyWatch:
             return
         self._is_asked = False
         try:
-            keys = load_stored(path)
+            keys = load_stored(path, self._known)
         except KeyStoreBroken as broken:
             self._mark = None  # it may get well without any change, as when a lock is let go
             self._tell(str(broken))

@@ -151,7 +151,7 @@ def _settings(options: argparse.Namespace, found: Outline) -> dict[str, object]:
 
 def _check_settings(stored: StoredKey) -> None:
     try:
-        checked("", stored)
+        checked("", stored.name, stored.settings)
     except KeyStoreBroken as broken:
         raise Refused(str(broken).split(": ", 2)[2]) from None
 

@@ -10,11 +10,14 @@ from pydantic import ValidationError
 
 from relay.config import models
 from relay.config.allowance import check_per_route, limits_of, route_limits_of
-from relay.config.keystore import KeyStoreBroken, StoredKey, read_store, store_flaw
+from relay.config.keystore import KeyStoreBroken, parse_settings, read_settings, store_flaw
 from relay.config.problems import Path, did_you_mean, shown
 from relay.config.report import Report
 from relay.config.sections import Draft, complaint
 from relay.config.tree import Config, Key
+
+Made = dict[tuple[str, str], tuple[tuple[bytes, Key], ...]]
+"""What a name and its stored settings became: the key under each of its digests."""
 
 _WEAK: Final = 16
 """Fewer characters than this can be guessed."""
@@ -36,28 +39,40 @@ def build_keys(draft: Draft, report: Report, store: str | None) -> dict[bytes, K
     return keys if store is None else _with_stored(keys, store, draft, report)
 
 
-def load_stored(path: str) -> dict[bytes, Key]:
-    """Return the keys in the store at `path`. Raises KeyStoreBroken, whatever is in it."""
+def load_stored(path: str, known: Made | None = None) -> dict[bytes, Key]:
+    """Return the keys in the store at `path`. Raises KeyStoreBroken, whatever is in it.
+
+    What `known` holds of an earlier reading is not made again (one key takes some 30 us), and it then holds what this one found.
+    """
+    made: Made = {}
     keys: dict[bytes, Key] = {}
-    for stored in read_store(path):
-        settings = checked(path, stored)
-        if settings.hash is None:
-            raise KeyStoreBroken(f'{path}: key "{shown(stored.name)}" has no hash')
-        for digest, key in _digests(stored.name, settings, settings.hash):
+    for row in read_settings(path):
+        made[row] = (known or {}).get(row) or _stored(path, *row)
+        for digest, key in made[row]:
             if digest in keys:
-                raise KeyStoreBroken(f'{path}: key "{shown(stored.name)}" is the same key as "{shown(keys[digest].name)}"')
-            keys[digest] = replace(key, is_stored=True)
+                raise KeyStoreBroken(f'{path}: key "{shown(key.name)}" is the same key as "{shown(keys[digest].name)}"')
+            keys[digest] = key
+    if known is not None:
+        known.clear()
+        known.update(made)
     return keys
 
 
-def checked(path: str, stored: StoredKey) -> models.Key:
+def _stored(path: str, name: str, text: str) -> tuple[tuple[bytes, Key], ...]:
+    settings = checked(path, name, parse_settings(path, text))
+    if settings.hash is None:
+        raise KeyStoreBroken(f'{path}: key "{shown(name)}" has no hash')
+    return tuple((digest, replace(key, is_stored=True)) for digest, key in _digests(name, settings, settings.hash))
+
+
+def checked(path: str, name: str, settings: Mapping[str, object]) -> models.Key:
     """Return the settings of a stored key. Raises KeyStoreBroken."""
     try:
-        return models.Key.model_validate(stored.settings)
+        return models.Key.model_validate(settings)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise KeyStoreBroken(f'{path}: key "{shown(stored.name)}": {where}: {complaint(first)}') from None
+        raise KeyStoreBroken(f'{path}: key "{shown(name)}": {where}: {complaint(first)}') from None
 
 
 def with_stored(config: Config, stored: Mapping[bytes, Key]) -> Config:

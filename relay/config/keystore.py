@@ -56,6 +56,19 @@ def read_store(path: str) -> list[StoredKey]:
         return [StoredKey(name=name, id=id_, settings=json.loads(settings), created_at=at) for name, id_, settings, at in rows]
 
 
+def read_settings(path: str) -> list[tuple[str, str]]:
+    """Return the name of every key and its settings as they are stored, by name. Raises KeyStoreBroken."""
+    with _broken_as_said(path), contextlib.closing(_open(path, _READ_SECONDS)) as connection:
+        return connection.execute("SELECT name, settings FROM keys ORDER BY name").fetchall()
+
+
+def parse_settings(path: str, text: str) -> Mapping[str, object]:
+    """Return stored settings as what the configuration would have. Raises KeyStoreBroken."""
+    with _broken_as_said(path):
+        settings: Mapping[str, object] = json.loads(text)
+        return settings
+
+
 def mark_of(path: str) -> tuple[int, bytes] | None:
     """Return what changes whenever the store does; None when it cannot be read."""
     try:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from relay.config.keys import load_stored, with_stored
+from relay.config.keys import Made, load_stored, with_stored
 from relay.config.keystore import KeyExists, KeyStore, KeyStoreBroken, StoredKey, mark_of, read_store
 from relay.config.tree import Key
 from tests.config.loading import CANARY, ROUTE, UPSTREAM, Loading
@@ -74,6 +74,20 @@ def test_only_the_owner_may_read_the_file_and_it_is_one_file(store: KeyStore, pa
         os.umask(old)
     assert [each.name for each in Path(path).parent.iterdir()] == ["keys.db"]
     assert stat.S_IMODE(Path(path).stat().st_mode) == 0o600
+
+
+def test_what_has_not_changed_is_not_made_again(store: KeyStore, path: str) -> None:
+    known: Made = {}
+    for name in ("alice", "bob", "carol"):
+        store.add(stored(name))
+    before = load_stored(path, known)
+    assert before == load_stored(path)
+    store.replace(stored("bob", enabled="false"))
+    after = load_stored(path, known)
+    assert after == load_stored(path)
+    assert after[digest_of("alice")] is before[digest_of("alice")]
+    assert not after[digest_of("bob")].is_enabled
+    assert len(known) == 3
 
 
 def test_every_change_changes_the_mark(store: KeyStore, path: str) -> None:

@@ -184,3 +184,20 @@ async def test_two_tenants_of_a_store_see_nothing_of_each_other(relay_with: Rela
 def two(upstream: ScriptedUpstream) -> dict[str, object]:
     """Two upstreams: with one alone, an unknown id can only be its."""
     return {name: {"base_url": upstream.url, "api_key": "sk-upstream"} for name in ("mine", "other")}
+
+
+async def test_limits_of_stored_keys_hold_for_each_alone_and_change_while_the_relay_runs(
+    relay_with: RelayWith, upstream: ScriptedUpstream, store: KeyStore
+) -> None:
+    upstream.answers(json_answer({"id": "a"}))
+    for name in ("alice", "bob"):
+        store.add(stored(name, limits={"rpm": "2"}))
+    relay = await relay_with(config_for(upstream, keys={"store": "keys.db"}))
+    assert [(await ask(relay, "sk-alice")).status for _ in range(3)] == [200, 200, 429]
+    of_bob = [await ask(relay, "sk-bob") for _ in range(3)]
+    assert [answer.status for answer in of_bob] == [200, 200, 429]
+    told = b"".join(answer.body + b"".join(value for _, value in answer.headers) for answer in of_bob)
+    assert b"alice" not in told and b"bob" not in told
+    store.replace(stored("alice", limits={"rpm": "3"}))
+    await until(200, lambda: ask(relay, "sk-alice"))
+    assert [(await ask(relay, f"sk-{name}")).status for name in ("alice", "bob")] == [429, 429]

@@ -137,3 +137,12 @@ async def test_workers_write_one_ledger_and_follow_one_file_of_keys(
     await relay.stop()
     assert {line["worker"] for line in relay.logs("request")} == {0, 1}
     assert sums(tmp_path / "usage.db")["alice"]["requests"] == 40
+
+
+async def test_the_ledger_has_what_the_configured_prices_come_to(relay_with: RelayWith, upstream: ScriptedUpstream, tmp_path: Path) -> None:
+    """10 tokens in at 1 USD and 5 out at 2 USD for a million: 20 millionths of a dollar, in billionths."""
+    relay = await relay_with(config(upstream, prices={"mine/*": {"input": "1", "output": "2"}}))
+    await ask(relay, "alice", 2)
+    await ask(relay, "bob")
+    await relay.stop()
+    assert {name: found["cost"] for name, found in sums(tmp_path / "usage.db").items()} == {"alice": 40_000, "bob": 20_000}
