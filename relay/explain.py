@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
-from relay.config.tree import AffinityKind, Config, Key, Kind, Route, Strategy, Target
+from relay.config.tree import AffinityKind, Config, Key, Kind, Limits, Route, Strategy, Target
 from relay.errors import ClientError, error_answer
 from relay.exchange import ClientRequest, JsonBody, Operation
 from relay.policy.refusals import CONSEQUENCES, Fallback
@@ -111,7 +111,7 @@ def explain(config: Config, model: str | None, key_name: str | None, request: by
         write=route.timeouts.write,
         repeatable=repeatable,
         rules=tuple(_rules(route, name, repeatable)),
-        notes=(*_key_notes(config, route, key, unix_time), *_notes(route, model, body)),
+        notes=(*_key_notes(config, route, key, unix_time), *_limit_notes(route, key), *_notes(route, model, body)),
     )
 
 
@@ -225,6 +225,28 @@ def _key_notes(config: Config, route: Route, key: Key | None, unix_time: float) 
     if config.asks_for_key and key is None:
         names = sorted({each.name for each in config.keys.values() if may_use(each, route) and _is_valid(each, unix_time)})
         yield f"a key is needed; keys that may use this route: {', '.join(names) or 'none'}"
+
+
+def _limit_notes(route: Route, key: Key | None) -> Iterator[str]:
+    found = [("this route, for all callers together", route.limits)]
+    if key is not None:
+        found = [("this key", key.limits), ("this key on this route", key.route_limits.get(route.name)), *found]
+    for whose, limits in found:
+        if limits is not None:
+            yield f"limits of {whose}: {', '.join(_limit_words(limits))}"
+
+
+def _limit_words(limits: Limits) -> Iterator[str]:
+    if limits.rpm is not None:
+        yield f"{limits.rpm} requests a minute"
+    if limits.tpm is not None:
+        yield f"{limits.tpm} tokens a minute"
+    if limits.concurrency is not None:
+        yield f"{limits.concurrency} at once"
+    if limits.budget is not None:
+        budget = limits.budget
+        amount = f"{budget.amount / 10**9:g} USD" if budget.is_money else f"{budget.amount} tokens"
+        yield f"{amount} a {budget.period.value}"
 
 
 def _notes(route: Route, model: str | None, body: JsonBody | None) -> Iterator[str]:

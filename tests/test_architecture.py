@@ -55,7 +55,7 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "app": _HALL | {"demo", "stores", "telemetry", "transport", "usage"},
     "banner": frozenset({"config"}),
     "explain": _CORE,
-    "workers": _HALL | {"telemetry", "transport", "app"},
+    "workers": _HALL | {"stores", "telemetry", "transport", "app"},
     "cli": frozenset({"usage", "policy", "app", "workers", "banner", "config", "explain", "telemetry"}),
     "__main__": frozenset({"cli"}),
 }

@@ -17,7 +17,7 @@ class Accounts:
     __slots__ = ("ledger",)
 
     def __init__(self, directory: str | None) -> None:
-        """Count in `directory`, or in memory. Raises OSError."""
+        """Count in `directory`, or in memory. Raises StateFileUnusable."""
         self.ledger = open_ledger(directory)
 
     def know(self, config: Config) -> None:

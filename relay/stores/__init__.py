@@ -10,5 +10,5 @@ __all__ = ["SLOTS_IDENTITY", "TOKENS_IDENTITY", "Ledger", "StateFileUnusable", "
 
 
 def open_ledger(directory: str | None) -> Ledger:
-    """Return a limiter whose counts lie in `directory`, or in memory without one. Raises OSError, StateFileUnusable."""
+    """Return a limiter whose counts lie in `directory`, or in memory without one. Raises StateFileUnusable."""
     return Ledger(MemoryTable() if directory is None else HostTable(Path(directory)))

@@ -43,20 +43,23 @@ _ALIVE: Final = 16
 """From here one cell for each process: whether its column may be in use."""
 
 
-class StateFileUnusable(OSError):
-    """The file is none of ours, or of another version. The text says what to do."""
+class StateFileUnusable(Exception):
+    """The file cannot be had, is none of ours, or of another version. The text says what to do."""
 
 
 class HostTable:
-    """A `ledger.Table` in the directory `directory`, which is made when it is not there. Raises OSError, StateFileUnusable."""
+    """A `ledger.Table` in the directory `directory`, which is made when it is not there. Raises StateFileUnusable."""
 
     __slots__ = ("_accounts", "_fd", "_header", "_own_lock", "_path", "_segments", "worker")
 
     def __init__(self, directory: Path) -> None:
         assert _NAME_CELLS + ACCOUNT_CELLS <= _STRIDE
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._path = directory / "limits"
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StateFileUnusable(f"cannot write {self._path}: {error.strerror}; is `state_dir` right?") from None
         self._segments: list[memoryview] = []
         self._accounts: dict[tuple[int, int], int] = {}
         try:

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -327,3 +329,38 @@ async def test_four_workers_let_exactly_the_limit_in_and_a_killed_ones_slots_com
     assert (await ask(relay)).status == 429
     for client in streams:
         await client.close()
+
+
+@pytest.mark.parametrize("keys", [3, pytest.param(20, marks=pytest.mark.slow)])
+async def test_four_workers_let_exactly_100_of_400_in(relay_with: RelayWith, upstream: ScriptedUpstream, keys: int) -> None:
+    upstream.answers(json_answer(ANSWER))
+    told = config(upstream, server={"workers": 4})
+    told["keys"] = {f"key-{number}": {"key": f"sk-{number}", "limits": {"rpm": 100}} for number in range(keys)}
+    relay = await relay_with(told)
+    for number in range(keys):
+        answers = await asyncio.gather(*(ask(relay, [("Authorization", f"Bearer sk-{number}")]) for _ in range(AT_ONCE)))
+        assert Counter(answer.status for answer in answers) == {200: 100, 429: AT_ONCE - 100}
+        assert len(upstream.requests) == 100 * (number + 1)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_state_that_cannot_be_written_is_told_at_the_start(upstream: ScriptedUpstream, tmp_path: Path, workers: int) -> None:
+    (tmp_path / "file").write_text("")
+    told = config(upstream, state_dir=str(tmp_path / "file" / "state"), server={"workers": workers})
+    relay = RelayProcess(told, tmp_path)
+    relay.launch()
+    assert await relay.wait_exit(within=30.0) == 1
+    assert f"cannot write {tmp_path}/file/state/limits" in relay.stderr()
+
+
+async def test_limits_of_stored_keys_hold(relay_with: RelayWith, upstream: ScriptedUpstream, tmp_path: Path) -> None:
+    upstream.answers(json_answer(ANSWER))
+    store = tmp_path / "keys.db"
+    command = [sys.executable, "-m", "relay", "keys", "new", "carol", "--rpm", "2", "--store", str(store)]
+    made = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    told = config(upstream)
+    told["keys"] = {"store": str(store)}
+    relay = await relay_with(told)
+    carol = (("Authorization", f"Bearer {made.stdout.strip()}"),)
+    assert [(await ask(relay, carol)).status for _ in range(3)] == [200, 200, 429]
+    assert (await relay.settled()).value("relay_key_limit_used_ratio", key="carol", limit="rpm") == 1
