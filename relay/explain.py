@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
-from relay.config.tree import AffinityKind, Config, Key, Kind, Limits, Route, Strategy, Target
+from relay.config.tree import AffinityKind, Config, FallbackCause, Key, Kind, Limits, Route, Strategy, Target
 from relay.errors import ClientError, error_answer
 from relay.exchange import ClientRequest, JsonBody, Operation
 from relay.policy.refusals import CONSEQUENCES, Fallback
@@ -199,6 +199,9 @@ def _rules(route: Route, name: str | None, repeatable: bool | None) -> Iterator[
             case Fallback.MAPPED:
                 falls_back = any(not (target.model or "*").endswith("*") for target in route.all_targets)
                 word = f"{refusal.value} (for a name from the configuration)" if falls_back else refusal.value
+            case Fallback.ASKED:
+                falls_back = FallbackCause(refusal.value) in route.fallback_on
+                word = refusal.value
             case _:
                 falls_back = consequence.falls_back is Fallback.ALWAYS
                 word = refusal.value

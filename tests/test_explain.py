@@ -22,6 +22,7 @@ routes:
     fallback: [sim/demo]
     affinity: user
     timeouts: {{first_token: 90s, total: 2h}}
+  forgiving: {{to: [one/a, two/b], fallback_on: [context_length]}}
   alone: one/a
   one/*: one/*
   one/big-*: [one/big-*, two/fixed]
@@ -92,6 +93,8 @@ def rule(explanation: Explanation, start: str) -> str:
 
 def test_rules_name_what_falls_back_on_this_route(config: Config) -> None:
     fast, wild = told(config, "fast"), told(config, "one/big-x")
+    forgiving = told(config, "forgiving")
+    assert "context_length" in rule(forgiving, "the next target after") and "content_policy" in rule(forgiving, "never after")
     assert "content_policy" in rule(fast, "never after")
     assert "context_length" in rule(fast, "never after")
     assert "caller" in rule(fast, "never after")
