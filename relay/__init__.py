@@ -6,7 +6,8 @@ The life of a request, and the room each step happens in:
    key, lets `wire.body` parse the body once, and makes a `ClientRequest`.
 2. `planning` has `policy.routing` turn the model's name into an ordered plan of targets.
    `admission` measures it against the limits of its key and route, which a limiter of `stores` counts.
-3. `forward` takes the next target; a provider (`providers`) encodes the request for it. -> `UpstreamRequest`
+3. `forward` takes the next target, and one of the `turns` there where calls are bounded; a provider (`providers`) encodes the
+   request for it. -> `UpstreamRequest`
    Where the route asks for it, `race` starts a second beside a slow one, and `heartbeat` fills a silence with comments.
 4. An `attempt` has `transport.upstream` connect, send and read the answer's head; `answering` chooses how its body is relayed.
    -> `ResponseHead`
@@ -23,7 +24,7 @@ The life of a request, and the room each step happens in:
 Who may import whom (a test checks it), lowest first:
 
     errors <- config <- exchange <- wire, policy <- providers, dialects <- stream
-    stream <- answering, ports <- attempt <- race, heartbeat <- forward
+    stream <- answering, ports <- attempt, turns <- race, heartbeat <- forward
     forward, reception, planning, admission <- gateway <- transport <- app <- workers <- cli
     exchange <- telemetry <- app
     policy <- stores <- app

@@ -195,6 +195,8 @@ CLIENT_ERRORS: Final[Mapping[str, tuple[int, str, str]]] = {
     "missing_key": (401, "authentication_error", "No API key: send `Authorization: Bearer <key>`."),
     "invalid_api_key": (401, "authentication_error", "Unknown API key."),
     "route_not_allowed": (403, "permission_error", "This key may not use this model."),
+    "not_local": (403, "permission_error", "This is for tools on the relay's own machine: not through a proxy, nor from a web page."),
+    "unknown_target": (404, _BAD_REQUEST, "No route has a target of this name."),
     "not_found": (404, _BAD_REQUEST, "There is no such path here; the API lives under /v1."),
     "unknown_id": (404, _BAD_REQUEST, "No object with this id."),
     "model_not_found": (404, _BAD_REQUEST, "No route for this model; GET /v1/models lists what this key may use."),

@@ -40,6 +40,11 @@ class Step:
     first_token: float
     first_token_auto: bool
     between_tokens: float
+    concurrency: int | None = None
+    """Calls at once that its upstream is given."""
+    queue: int | None = None
+    """Requests that may wait for a turn there; None where nothing is bounded."""
+    queue_wait: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,6 +187,9 @@ def _steps(route: Route, name: str | None) -> Iterator[Step]:
             first_token=timeouts.first_token,
             first_token_auto=timeouts.first_token_auto,
             between_tokens=timeouts.between_tokens,
+            concurrency=upstream.limits.concurrency,
+            queue=None if upstream.limits.concurrency is None else upstream.limits.queue,
+            queue_wait=None if upstream.limits.concurrency is None else upstream.limits.queue_wait,
         )
 
 
@@ -269,6 +277,8 @@ def _step_lines(number: int, step: Step) -> Iterator[str]:
     learned = ", or sooner once learned" if step.first_token_auto else ""
     first = f"connect {_duration(step.connect)}, first token {_duration(step.first_token)}{learned}"
     yield f"       {first}, between tokens {_duration(step.between_tokens)}"
+    if step.concurrency is not None and step.queue is not None and step.queue_wait is not None:
+        yield f"       at most {step.concurrency} calls at once; {step.queue} more wait for a turn, up to {_duration(step.queue_wait)}"
 
 
 def _duration(seconds: float) -> str:

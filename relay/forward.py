@@ -11,7 +11,7 @@ from typing import Final, Protocol
 
 from relay.attempt import Attempting
 from relay.config.tree import Secret
-from relay.errors import Phase, RelayError, UpstreamError, UpstreamRefused, error_answer
+from relay.errors import Overloaded, Phase, RelayError, UpstreamError, UpstreamRefused, error_answer
 from relay.exchange import Attempt, AttemptResult, Exchange, Outcome, State, UpstreamRequest
 from relay.heartbeat import Heart, takes_comments
 from relay.policy.course import Course, Step
@@ -20,11 +20,13 @@ from relay.policy.lessons import bounded, learn, learn_beaten, prompt_bytes
 from relay.policy.patience import patience_of
 from relay.policy.retries import RetryBudget, is_repeatable
 from relay.policy.routing import Choice, RoutePlan
+from relay.policy.slots import Claim
 from relay.policy.targets import Targets
 from relay.policy.verdicts import judge, status_result
 from relay.ports import Sink, Upload, Upstreams
 from relay.race import Entrant, Race
 from relay.stream import HoldBudget
+from relay.turns import Turns
 
 Encode = Callable[[Choice, Secret | None], UpstreamRequest]
 
@@ -32,16 +34,23 @@ Encode = Callable[[Choice, Secret | None], UpstreamRequest]
 class Forwarder:
     """Runs the attempts of exchanges."""
 
-    __slots__ = ("_budget", "_chance", "_retries", "_running", "_targets", "_upstreams")
+    __slots__ = ("_budget", "_chance", "_retries", "_running", "_targets", "_turns", "_upstreams")
 
     def __init__(
-        self, upstreams: Upstreams, running: "Running", budget: HoldBudget, targets: Targets, chance: Callable[[], float] = lambda: 0.5
+        self,
+        upstreams: Upstreams,
+        running: "Running",
+        budget: HoldBudget,
+        targets: Targets,
+        turns: Turns,
+        chance: Callable[[], float] = lambda: 0.5,
     ) -> None:
-        """Learn about `targets` from every attempt; `chance` gives numbers in [0, 1) and jitters their rests."""
+        """Learn about `targets` from every attempt, and make none without one of the `turns`; `chance` in [0, 1) jitters rests."""
         self._upstreams = upstreams
         self._running = running
         self._budget = budget
         self._targets = targets
+        self._turns = turns
         self._chance = chance
         self._retries = RetryBudget()
 
@@ -53,6 +62,7 @@ class Forwarder:
         """
         exchange.move(State.TRYING)
         work = Work(exchange, plan, sink, encode, upload)
+        plan.slots = self._turns.slots
         course = Course(plan, self._targets, self._retries, work.patience, can_repeat=work.can_repeat, chance=self._chance)
         settings = plan.route.heartbeat
         if settings is not None and takes_comments(exchange.request):
@@ -61,17 +71,27 @@ class Forwarder:
             await self._run(work, course)
         finally:
             course.close()
+            for turn in work.turns:
+                # For an attempt that was given up before it began; the others have given theirs back.
+                turn.give()
             if work.heart is not None:
                 work.heart.stop()
 
     async def _run(self, work: "Work", course: Course) -> None:
         may_hedge = work.plan.route.hedge is not None and self._note_hedgeable(work)
         step: Step | None = course.start(monotonic())
+        error: RelayError | None = None
         while step is not None:
             if step.wait_seconds:
                 # A client that leaves cancels this at once.
                 await asyncio.sleep(step.wait_seconds)
-            entrant = self._enter(work, course, step)
+            turn = await self._turns.take(work.exchange, step.choice.target, work.patience.deadline_at)
+            if turn is None:
+                step = course.crowded(step, monotonic())
+                if step is None:
+                    raise error or Overloaded()
+                continue
+            entrant = self._enter(work, course, step, turn)
             if may_hedge and (delay := self._hedge_delay(work, step.choice)) is not None:
                 race = Race(work.exchange)
                 entrant = await race.run(entrant, delay, partial(self._back_up, work, course))
@@ -86,8 +106,9 @@ class Forwarder:
                 work.exchange.advice = course.advice(error_answer(error).status)
                 raise error
 
-    def _enter(self, work: "Work", course: Course, step: Step) -> Entrant:
+    def _enter(self, work: "Work", course: Course, step: Step, turn: Claim) -> Entrant:
         """Make ready one attempt."""
+        work.turns.append(turn)
         exchange, plan, choice = work.exchange, work.plan, step.choice
         timeouts = choice.target.timeouts or plan.route.timeouts
         if timeouts.first_token_auto:
@@ -113,7 +134,7 @@ class Forwarder:
             run.claim = work.heart.follow
         run.attempt.is_resend = step.is_fresh
         exchange.attempts.append(run.attempt)
-        return Entrant(run, step, partial(self._try, work, course, run, step))
+        return Entrant(run, step, partial(self._try, work, course, run, step, turn))
 
     def _note_hedgeable(self, work: "Work") -> bool:
         """Count a request of a route with backups; tell whether it may have one."""
@@ -135,9 +156,10 @@ class Forwarder:
         if hedge is None:
             return None
         step = course.back_up(now, lambda: self._targets.hedging(work.plan.route).may_hedge(now, hedge.at_most))
-        return None if step is None else self._enter(work, course, step)
+        turn = None if step is None else self._turns.take_free(step.choice.target)
+        return None if step is None or turn is None else self._enter(work, course, step, turn)
 
-    async def _try(self, work: "Work", course: Course, run: Attempting, step: Step) -> RelayError | None:
+    async def _try(self, work: "Work", course: Course, run: Attempting, step: Step, turn: Claim) -> RelayError | None:
         exchange, attempt, choice = work.exchange, run.attempt, step.choice
         self._running.begin(run)
         self._targets.began(choice.target)
@@ -157,6 +179,7 @@ class Forwarder:
             self._ended(exchange, attempt, step)
             raise
         finally:
+            turn.give()
             self._running.end(run)
             self._targets.ended(choice.target)
         if error is None:
@@ -178,7 +201,7 @@ class Forwarder:
 class Work:
     """What all attempts of one exchange share."""
 
-    __slots__ = ("can_repeat", "encode", "exchange", "heart", "patience", "plan", "sink", "upload")
+    __slots__ = ("can_repeat", "encode", "exchange", "heart", "patience", "plan", "sink", "turns", "upload")
 
     def __init__(self, exchange: Exchange, plan: RoutePlan, sink: Sink, encode: Encode, upload: Upload | None) -> None:
         self.exchange = exchange
@@ -189,6 +212,8 @@ class Work:
         self.patience = patience_of(exchange.request)
         self.can_repeat = upload is None and is_repeatable(exchange.request)
         self.heart: Heart | None = None
+        self.turns: list[Claim] = []
+        """Of every attempt."""
 
 
 class Running(Protocol):

@@ -14,7 +14,7 @@ FILE = f"""
 upstreams:
   one: {{base_url: "http://127.0.0.1:9001/v1", api_key: {SECRET}1}}
   two: {{base_url: "http://127.0.0.1:9002/v1", api_key: {SECRET}2}}
-  sim: {{kind: demo}}
+  sim: {{kind: demo, limits: {{concurrency: 4, queue_wait: 2s}}}}
 routes:
   fast: [one/a, {{to: two/b, timeouts: {{first_token: 10m}}}}]
   smart:
@@ -172,6 +172,13 @@ def test_text_is_for_reading(config: Config) -> None:
     assert "  when those have failed, in order:" in lines
     assert "    3. sim/demo  (demo)" in lines
     assert "  note: sim is simulated" in lines
+
+
+def test_limits_of_an_upstream_are_told_where_there_are_any(config: Config) -> None:
+    explanation = told(config, "smart")
+    assert [step.concurrency for step in explanation.steps] == [None, None, 4]
+    assert explanation.text().count("at most 4 calls at once; 128 more wait for a turn, up to 2s") == 1
+    assert explanation.text().count("wait for a turn") == 1
 
 
 def test_passthrough_is_told(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from typing import Any, Final
 
 from relay import __version__
 from relay.app.accounts import Accounts
+from relay.app.admin import Admin
+from relay.app.checks import HealthChecks
 from relay.app.crew import Crew
 from relay.app.keywatch import KeyWatch
 from relay.app.listening import listen, max_connections, serve, url_of
@@ -24,15 +26,17 @@ from relay.app.pages import Pages
 from relay.app.reloading import Read, Reloads, fixed_changes
 from relay.attempt import Attempting
 from relay.catalog import Catalog
+from relay.config.addresses import is_loopback
 from relay.config.keys import with_stored
 from relay.config.listening import needs_keys
-from relay.config.tree import Config, Key, Kind, Target, Timeouts, Upstream, Usage
+from relay.config.tree import Config, HealthCheck, Key, Kind, Target, Timeouts, Upstream, Usage
 from relay.errors import ConnectFailed
 from relay.exchange import Outcome
 from relay.forward import Forwarder
 from relay.gateway import Gateway
 from relay.planning import Snapshot
 from relay.policy.routing import Router
+from relay.policy.slots import AllSlots
 from relay.policy.targets import Targets
 from relay.providers.openai import OpenAIProvider
 from relay.stores import SLOTS_IDENTITY, TOKENS_IDENTITY
@@ -45,9 +49,10 @@ from relay.telemetry.usage import UsageLog
 from relay.transport.credentials import Credentials
 from relay.transport.demo import DemoServer
 from relay.transport.downstream import Downstream, Page
-from relay.transport.fetch import fetch
+from relay.transport.fetch import ask_health, fetch
 from relay.transport.listener import RelayServer
 from relay.transport.upstream import UpstreamPools
+from relay.turns import Turns
 from relay.usage import UsageLedger
 
 FAST_EXIT_SECONDS: Final = 1.0
@@ -94,11 +99,14 @@ class App:
         self._running = Running()
         self._targets = Targets()
         self._targets.know(config)
+        self._turns = Turns(AllSlots() if crew is None else AllSlots(index=crew.index, total=crew.total))
+        self._turns.slots.know(config)
         self._metrics = Metrics(
             config,
             __version__,
             connections=self._pools.counts,
             dropped=lambda: self._writer.dropped,
+            queued=lambda: self._turns.queued,
             standings=lambda: [(target.name, target.health.value) for target in self._targets.standings(monotonic())],
             credentials=lambda: self._targets.credentials(monotonic()),
             usage_dropped=lambda: 0 if self._usage is None else self._usage.dropped,
@@ -111,6 +119,8 @@ class App:
         self._accounts: Accounts | None = None
         self._lateness = Lateness()
         self._lag: LagTimer | None = None
+        self._checks = HealthChecks(self._ask_health, self._targets, self._log, random.random)
+        self._admin = Admin(config, self._targets, self._turns.slots, self._log)
         self._demo: DemoServer | None = None
         self._demo_url = ""
         self._gateway: Gateway | None = None
@@ -129,7 +139,7 @@ class App:
         self._accounts = Accounts(config.state_dir or (None if self._crew is None else self._crew.directory))
         sock = listen(config.server.host, config.server.port, is_shared=self._crew is not None)
         await self._start_demo(config)
-        forwarder = Forwarder(self._pools, self._running, HoldBudget(), self._targets, random.random)
+        forwarder = Forwarder(self._pools, self._running, HoldBudget(), self._targets, self._turns, random.random)
         self._gateway = Gateway(
             self._snapshot(config),
             forwarder,
@@ -152,13 +162,17 @@ class App:
         self._tell_about(config)
         self._key_watch.follow(config.key_store)
         self._spawn(self._warm_up(config))
+        self._checks.know(config)
         self._spawn(self._accounts.watch(lambda: self._metrics.in_flight, self._observers.violated))
         return url_of(sock)
 
     async def _serve(self, sock: socket.socket, pages: dict[str, Page], gateway: Gateway | None) -> None:
         settings = self._bound.server
         limit = max_connections(settings, 1 if self._crew is None else self._crew.total)
-        self._servers.append(await serve(sock, Downstream(gateway, settings, pages), limit, self._on_failure))
+        # Whoever can see the numbers of the process from its own machine may also steer it. One of several would answer for itself alone.
+        has_admin = self._crew is None and "/metrics" in pages and is_loopback(sock.getsockname()[0])
+        downstream = Downstream(gateway, settings, pages, admin=self._admin if has_admin else None)
+        self._servers.append(await serve(sock, downstream, limit, self._on_failure))
 
     async def _start_demo(self, config: Config) -> None:
         if self._demo is None and any(upstream.kind is Kind.DEMO for upstream in config.upstreams.values()):
@@ -181,6 +195,9 @@ class App:
             if upstream.base_url.startswith("https://"):
                 with contextlib.suppress(ConnectFailed):  # the first request will say so
                     await self._pools.pool(upstream).warm_up(upstream.timeouts.connect)
+
+    async def _ask_health(self, upstream: Upstream, check: HealthCheck) -> int | None:
+        return await ask_health(self._pools, upstream, check, self._credentials.current)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -234,7 +251,10 @@ class App:
         self._config = config
         self._metrics.know(config)
         self._targets.know(config)
+        self._turns.slots.know(config)
         self._gateway.snapshot = snapshot
+        self._checks.know(config)
+        self._admin.know(config)
         if self._accounts is not None:
             self._accounts.know(config)
         self._key_watch.follow(config.key_store)
@@ -277,6 +297,7 @@ class App:
         listener.close()
         server.retire()
         await self._idle_for(self._config.server.drain, lambda: self._is_hurried)
+        self._turns.dismiss()
         self._running.cut_all(Outcome.DRAINED, "server_shutting_down")
         await self._idle_for(FAST_EXIT_SECONDS, lambda: False)
 
@@ -295,6 +316,7 @@ class App:
             listener.close()
             await server.shutdown(FAST_EXIT_SECONDS)
         self._reloads.cancel()
+        self._checks.close()
         self._key_watch.close()
         for task in list(self._tasks):
             task.cancel()

@@ -20,12 +20,12 @@ from typing import Final
 
 from relay import __version__
 from relay.banner import banner
-from relay.cli import keys, usage
+from relay.cli import keys, targets, usage
 from relay.cli.exits import BAD_CONFIG, FAILED, INTERRUPTED, OK, PLACES, USAGE, find_file
 from relay.config import Config, ConfigInvalid, discover, load, schema
 from relay.config.tree import Slo
 
-_COMMANDS: Final = ("serve", "check", "explain", "keys", "rules", "schema", "usage", "version")
+_COMMANDS: Final = ("serve", "check", "explain", "keys", "rules", "schema", "targets", "usage", "version")
 _OLLAMA: Final = ("127.0.0.1", 11434)
 _EXPLAIN: Final = "Tell which targets a request would be tried on, in which order and by which rules. No network is used."
 _RULES: Final = "Print recording and alert rules for Prometheus, made from what `metrics.slo` promises."
@@ -81,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.set_defaults(run=_explain)
 
     keys.add_parser(commands)
+    targets.add_parser(commands)
 
     rules = commands.add_parser("rules", help="print Prometheus rules", description=_RULES)
     rules.add_argument("-c", "--config", metavar="FILE", help="configuration file; without one, the default promise")

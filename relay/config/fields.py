@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Annotated, Any, Final
 
-from pydantic import Field, PlainValidator, WithJsonSchema
+from pydantic import ConfigDict, Field, PlainValidator, WithJsonSchema
 
 from relay.config import addresses, values, vendors
 from relay.config.tree import Affinity as AffinityValue
@@ -12,6 +12,10 @@ from relay.config.tree import FallbackCause, Secret, Strategy
 
 DURATION: Final = r"[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h)"
 TARGET: Final = r"[^/*]+/[^*]*\*?"
+
+
+STRICT: Final = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, arbitrary_types_allowed=True)
+"""Of every section: a setting that is not there is an error, and no message repeats what was written."""
 
 
 def or_variable(pattern: str) -> str:
@@ -26,8 +30,8 @@ def _text(*, pattern: str | None = None, **more: object) -> WithJsonSchema:
     return WithJsonSchema(schema)
 
 
-def _number(pattern: str) -> WithJsonSchema:
-    return WithJsonSchema({"type": ["integer", "string"], "minimum": 1, "pattern": or_variable(pattern)})
+def _number(pattern: str, *, minimum: int = 1) -> WithJsonSchema:
+    return WithJsonSchema({"type": ["integer", "string"], "minimum": minimum, "pattern": or_variable(pattern)})
 
 
 def _one_of(words: Iterable[str]) -> PlainValidator:
@@ -54,6 +58,9 @@ FirstContent = Annotated[float, PlainValidator(values.parse_first_content), _tex
 Availability = Annotated[float, PlainValidator(values.parse_availability), _text(pattern=r"[0-9]+(?:\.[0-9]+)?%")]
 Size = Annotated[int, PlainValidator(values.parse_size), _number(r"[0-9]+(?:B|kB|KB|MB|GB|KiB|MiB|GiB)?")]
 Count = Annotated[int, PlainValidator(values.parse_count), _number(r"[0-9]+[kM]?")]
+Places = Annotated[int, PlainValidator(values.parse_places), _number(r"[0-9]+", minimum=0)]
+Interval = Annotated[float, PlainValidator(values.parse_interval), _text(pattern=DURATION)]
+ProbePath = Annotated[str, PlainValidator(values.parse_probe_path), _text(pattern=r"/[!-~]+")]
 Budget = Annotated[
     BudgetValue, PlainValidator(values.parse_budget), _text(pattern=r"[0-9]+(?:\.[0-9]+)?[kM]? (?:USD|tokens)/(?:day|month)")
 ]

@@ -9,7 +9,9 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from relay.config.capacity import HealthCheck, UpstreamLimits
 from relay.config.fields import (
+    STRICT,
     TARGET,
     Affinity,
     Availability,
@@ -22,7 +24,6 @@ from relay.config.fields import (
     Duration,
     Expiry,
     FirstContent,
-    FirstToken,
     HeaderName,
     HedgeAfter,
     HedgeShare,
@@ -48,42 +49,10 @@ from relay.config.fields import (
     setting,
 )
 from relay.config.tree import Affinity as AffinityValue
+from relay.config.waits import TargetTimeouts as TargetTimeouts
+from relay.config.waits import Timeouts as Timeouts
 
-_STRICT: Final = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, arbitrary_types_allowed=True)
-
-
-_CONNECT: Final = setting(5.0, "How long connecting may take, TLS included.", "5s", shown="5s")
-_FIRST_TOKEN: Final = setting(
-    120.0,
-    "How long an upstream may take until its first event or, without streaming, its answer. With `auto` it is learned per target"
-    " and size of prompt; until enough is known, and as the most there is, the next wider setting holds.",
-    "90s",
-    "auto",
-    shown="120s",
-)
-_BETWEEN_TOKENS: Final = setting(120.0, "How long an upstream may be silent in the middle of an answer.", "30s", shown="120s")
-
-
-class Timeouts(BaseModel):
-    """Bounds of every wait."""
-
-    model_config = _STRICT
-
-    connect: Duration = _CONNECT
-    first_token: FirstToken = _FIRST_TOKEN
-    between_tokens: Duration = _BETWEEN_TOKENS
-    write: Duration = setting(30.0, "How long a client may read nothing before it is cut.", "30s", shown="30s")
-    total: Duration = setting(3600.0, "How long one exchange may take in all.", "10m", "1h", shown="1h")
-
-
-class TargetTimeouts(BaseModel):
-    """Bounds of the waits for one target. How long the whole exchange may take is its route's business."""
-
-    model_config = _STRICT
-
-    connect: Duration = _CONNECT
-    first_token: FirstToken = _FIRST_TOKEN
-    between_tokens: Duration = _BETWEEN_TOKENS
+_STRICT: Final = STRICT
 
 
 class Server(BaseModel):
@@ -145,6 +114,8 @@ class Upstream(BaseModel):
         "dashscope",
     )
     timeouts: Timeouts = setting(Timeouts(), "Timeouts that differ for it.", {"first_token": "5m"})
+    limits: UpstreamLimits = setting(UpstreamLimits(), "How much it is given to do at once.", {"concurrency": 64})
+    health: HealthCheck | None = setting(None, "How it is asked whether it is well. Left out: only requests tell.", {"path": "/models"})
 
 
 _A_TARGET: Final = "one target written as upstream/model, such as openai/gpt-4.1-mini"

@@ -6,12 +6,12 @@ from pathlib import Path as FilePath
 from typing import Final
 from urllib.parse import urlsplit
 
-from relay.config import models
+from relay.config import capacity, models
 from relay.config.addresses import Listen, calls_itself, host_of, is_private, parse_proxy
 from relay.config.problems import Path, closest, did_you_mean
 from relay.config.report import Report
 from relay.config.routes import merge_timeouts
-from relay.config.tree import Kind, Secret, Timeouts, Upstream
+from relay.config.tree import HealthCheck, Kind, Secret, Timeouts, Upstream, UpstreamLimits
 from relay.config.values import parse_secret
 from relay.config.variables import read_small_file
 from relay.config.vendors import VENDORS, vendor_of
@@ -21,7 +21,7 @@ _KEY_WOULD_LEAVE: Final = (
     "passthrough cannot stand beside `keys`: callers would send their key of this relay on to the upstream;"
     " give the upstream a credential of its own, or leave `keys` out and listen on loopback"
 )
-_NEVER_DEMO: Final = frozenset(models.Upstream.model_fields) - {"kind", "timeouts"}
+_NEVER_DEMO: Final = frozenset(models.Upstream.model_fields) - {"kind", "timeouts", "limits"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,10 +41,11 @@ def build_upstream(name: str, settings: models.Upstream, around: Surroundings, r
     """Return the upstream; None when its mistakes, noted in `report`, leave nothing to call."""
     path: Path = ("upstreams", name)
     timeouts = merge_timeouts(around.timeouts, settings.timeouts)
+    limits = _limits(path, settings.limits, report)
     if settings.kind == Kind.DEMO.value:
         for given in sorted(settings.model_fields_set.intersection(_NEVER_DEMO)):
             report.add((*path, given), "has no effect with `kind: demo`; leave it out")
-        return Upstream(name=name, kind=Kind.DEMO, base_url="", allow_private=True, timeouts=timeouts)
+        return Upstream(name=name, kind=Kind.DEMO, base_url="", allow_private=True, timeouts=timeouts, limits=limits)
     base_url = _base_url(name, settings, report)
     if base_url is None:
         return None
@@ -66,7 +67,20 @@ def build_upstream(name: str, settings: models.Upstream, around: Surroundings, r
         done_optional=settings.done_optional,
         vendor=settings.vendor or vendor_of(name, base_url),
         timeouts=timeouts,
+        limits=limits,
+        health=_health(settings.health),
     )
+
+
+def _limits(path: Path, given: capacity.UpstreamLimits, report: Report) -> UpstreamLimits:
+    if given.concurrency is None:
+        for name in sorted(given.model_fields_set - {"concurrency"}):
+            report.add((*path, "limits", name), "has no effect without `concurrency`; set that too, or leave it out")
+    return UpstreamLimits(concurrency=given.concurrency, queue=given.queue, queue_wait=given.queue_wait)
+
+
+def _health(given: capacity.HealthCheck | None) -> HealthCheck | None:
+    return None if given is None else HealthCheck(path=given.path, every=given.every, timeout=given.timeout)
 
 
 def environment_proxy(base_url: str, environ: Mapping[str, str]) -> str | None:

@@ -45,6 +45,30 @@ class Timeouts:
     total: float = 3600.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpstreamLimits:
+    """How much an upstream is given to do at once."""
+
+    concurrency: int | None = None
+    """Calls at once; None for no bound."""
+    queue: int = 128
+    """Requests that may wait for one of them to end."""
+    queue_wait: float = 5.0
+    """How long one waits at most, in seconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthCheck:
+    """A request that asks an upstream whether it is well."""
+
+    path: str
+    """Below the upstream's base_url, with a slash at its beginning."""
+    every: float = 30.0
+    """Seconds between two."""
+    timeout: float = 5.0
+    """Seconds for the whole answer."""
+
+
 class Kind(Enum):
     """How to speak to an upstream."""
 
@@ -79,6 +103,9 @@ class Upstream:
     vendor: str = "openai"
     """Whose API it is, for the codes and headers of its refusals; one of `vendors.NAMES`."""
     timeouts: Timeouts = field(default_factory=Timeouts)
+    limits: UpstreamLimits = field(default_factory=UpstreamLimits)
+    health: HealthCheck | None = None
+    """How it is asked whether it is well, beside what requests tell; None for not at all."""
 
     @property
     def credentials(self) -> tuple[Secret | None, ...]:

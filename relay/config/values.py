@@ -41,6 +41,7 @@ _DOLLAR: Final = 10**9
 _PRICE: Final = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6})?")
 _DIGEST: Final = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_PROBE_PATH: Final = re.compile(r"(?:/(?!\.{1,2}(?:[/?]|$))[A-Za-z0-9._~:@!$&'()*+,;=%-]+)+(?:\?[A-Za-z0-9._~:@!$&'()*+,;=%/-]*)?")
 _HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
 _HEADER_VALUE: Final = re.compile(r"[\x21-\x7e]+")
 
@@ -140,6 +141,32 @@ def parse_count(value: object) -> int:
     if not 0 < count <= MAX_COUNT:
         raise ValueError(f"expected {expected}, more than zero")
     return count
+
+
+def parse_places(value: object) -> int:
+    """Return how many places a queue has, from 0 to 10,000: what waits holds memory and a client's connection."""
+    expected = "a number from 0 to 10000"
+    text = parse_text(value, expected)
+    if not (text.isascii() and text.isdigit() and len(text) <= 5 and int(text) <= 10_000):
+        raise ValueError(f"expected {expected}")
+    return int(text)
+
+
+def parse_interval(value: object) -> float:
+    """Return seconds between two probes, at least one: what asks more often is load."""
+    seconds = parse_duration(value)
+    if seconds < 1:
+        raise ValueError("expected a duration of at least 1s, such as 30s")
+    return seconds
+
+
+def parse_probe_path(value: object) -> str:
+    """Return a path below an upstream's base_url, perhaps with a query."""
+    expected = "a path such as /models"
+    text = parse_text(value, expected)
+    if len(text) > 512 or _PROBE_PATH.fullmatch(text) is None:
+        raise ValueError(f"expected {expected}")
+    return text
 
 
 def parse_retries(value: object) -> int:

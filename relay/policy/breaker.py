@@ -1,8 +1,9 @@
 """Whether a target (or a credential) is well: HEALTHY takes requests, COOLING rests, PROBING lets exactly one try.
 
-Passive: attempts tell how they went, nobody asks on purpose. Each attempt holds a `Permit` from `begin`; a result counts only while
-the state it began in lasts, so that those still under way when the breaker trips neither lengthen the rest nor end it. Where nothing
-else is left a target is tried although it rests (`is_forced`): such an attempt may bring it back and can do no further harm.
+Attempts tell how they went; where an upstream is asked on purpose too, its answers are signs beside them. Each attempt holds a
+`Permit` from `begin`; a result counts only while the state it began in lasts, so that those still under way when the breaker trips
+neither lengthen the rest nor end it. Where nothing else is left a target is tried although it rests (`is_forced`): such an attempt may
+bring it back and can do no further harm.
 
 Report success when the answer commits, not when it is over: else a probe keeps everyone waiting for the length of a stream.
 """
@@ -35,6 +36,17 @@ class Health(Enum):
     PROBING = "probing"
 
 
+class Cause(Enum):
+    """Why there is a rest."""
+
+    FAILURES = "failures"
+    ASKED = "asked"
+    """The upstream wants it: a rate limit, a spent account, a refused credential."""
+    SIGNS = "signs"
+    """The upstream was asked whether it is well, and was not."""
+    OPERATOR = "operator"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Permit:
     """The right to one attempt, to be handed back with its result exactly once."""
@@ -46,7 +58,18 @@ class Permit:
 class Breaker:
     """The health of one target or credential."""
 
-    __slots__ = ("_consecutive", "_epoch", "_has_to_probe", "_healthy_since", "_probe_at", "_probe_seconds", "_recent", "_until", "trips")
+    __slots__ = (
+        "_cause",
+        "_consecutive",
+        "_epoch",
+        "_has_to_probe",
+        "_healthy_since",
+        "_probe_at",
+        "_probe_seconds",
+        "_recent",
+        "_until",
+        "trips",
+    )
 
     def __init__(self, probe_seconds: float = PROBE_SECONDS) -> None:
         self._probe_seconds = probe_seconds
@@ -54,6 +77,7 @@ class Breaker:
         self._consecutive = 0
         self._epoch = 0
         self._until: float | None = None
+        self._cause = Cause.FAILURES
         self._has_to_probe = False
         self._probe_at: float | None = None
         self._healthy_since = 0.0
@@ -73,6 +97,10 @@ class Breaker:
     def rest_left(self, now: float) -> float:
         """Return how many seconds of rest are left; 0 when a try is due."""
         return 0.0 if self._until is None else max(0.0, self._until - now)
+
+    def cause(self, now: float) -> Cause | None:
+        """Return why it rests, None when it does not."""
+        return None if self.health(now) is Health.HEALTHY else self._cause
 
     def may_try(self, now: float) -> bool:
         """Tell whether `begin` would give a permit."""
@@ -130,14 +158,33 @@ class Breaker:
         if permit.is_probe and permit.epoch == self._epoch:
             self._probe_at = None
 
-    def rest(self, now: float, seconds: float, *, has_to_probe: bool = True) -> None:
+    def rest(self, now: float, seconds: float, *, has_to_probe: bool = True, cause: Cause = Cause.ASKED) -> None:
         """Rest from now, at least for `seconds`; without `has_to_probe` everyone may try at once afterwards (a rate limit)."""
         is_resting = self._until is not None and self.health(now) is not Health.HEALTHY
         until = now + seconds
         self._has_to_probe = has_to_probe or (is_resting and self._has_to_probe)
         self._until = max(until, self._until) if is_resting and self._until is not None else until
+        self._cause = cause
         self._probe_at = None
         self._epoch += 1
+
+    def seems_ill(self, now: float, seconds: float) -> None:
+        """Take a bad sign from outside: rest for `seconds`, unless there is a rest for another reason."""
+        if self._until is None or self._cause is Cause.SIGNS or self.health(now) is Health.HEALTHY:
+            self._until = None
+            self.rest(now, seconds, cause=Cause.SIGNS)
+
+    def seems_well(self, now: float) -> None:
+        """Take a good sign from outside: it ends a rest for bad ones, and after failures makes the probe due.
+
+        A rest that the upstream or an operator asked for lasts: the sign says nothing of its reason.
+        """
+        if self._until is None:
+            return
+        if self._cause is Cause.SIGNS:
+            self._recover(now)
+        elif self._cause is Cause.FAILURES:
+            self._until = min(self._until, now)
 
     def bring_back(self, now: float) -> None:
         """End any rest, and forget the failures that led to it."""
@@ -156,6 +203,7 @@ class Breaker:
         self.trips = self.trips + 1 if in_a_row else 1
         seconds = min(REST_SECONDS * self.trips, MAX_REST_SECONDS) * (1 - JITTER * chance)
         self._until = now + max(seconds, min(at_least, MAX_RETRY_AFTER_SECONDS))
+        self._cause = Cause.FAILURES
         self._has_to_probe = True
         self._probe_at = None
         self._epoch += 1

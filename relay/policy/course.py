@@ -100,11 +100,11 @@ class Course:
         """Return a step to make beside the one under way, if `may_hedge` allows it; None when it is beyond any bound."""
         if not self._can_repeat or self._sent + len(self._live) >= MAX_ATTEMPTS or not self._patience.fits(now, 0.0):
             return None
-        choice = next((each for each in self._plan.left if self._targets.may_try(each.target, now)), None)
+        usable = (each for each in self._plan.left if self._targets.may_try(each.target, now) and self._plan.has_free_slot(each))
+        choice = next(usable, None)
         if choice is None or not may_hedge():
             return None
-        while self._plan.next() is not choice:
-            self._tries += 1
+        self._plan.take(choice)
         self._tries += 1
         trial = self._targets.begin(choice.target, now)
         assert trial is not None
@@ -128,6 +128,17 @@ class Course:
         """Return the next step; None when nothing is left to try."""
         step, self._next = self._next, None
         return None if step is None else self._entered(step)
+
+    def crowded(self, step: Step, now: float) -> Step | None:
+        """Leave the target of `step`, which takes no more calls, for the next one; None when nothing is left. Nothing was tried."""
+        self._live.remove(step)
+        step.trial.close()
+        while self._tries < MAX_TRIES and (choice := self._plan.next()) is not None:
+            self._tries += 1
+            trial = self._targets.begin(choice.target, now)
+            if trial is not None:
+                return self._entered(Step(choice=choice, trial=trial))
+        return None
 
     def close(self) -> None:
         """Hand back what no attempt has told of."""
@@ -186,7 +197,7 @@ class Course:
     def _another(self, step: Step, verdict: Verdict, now: float) -> Step | None:
         """Return the next target, or the same with its next credential."""
         for choice in self._offers(step, verdict):
-            if not self._targets.may_try(choice.target, now):
+            if not self._targets.may_try(choice.target, now) or not self._plan.has_room(choice):
                 continue
             if needs_budget(self._sent, is_same_target=False) and not self._retries.take(now):
                 return None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from relay.config.tree import FallbackCause, Key, Route, Target
 from relay.errors import ClientError
+from relay.policy.slots import AllSlots
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,32 +25,46 @@ class Choice:
 
 
 class RoutePlan:
-    """The ordered targets of one exchange, each offered once."""
+    """The ordered targets of one exchange, each offered once; one that has no slot free is offered after those that have."""
 
-    __slots__ = ("_choices", "_next", "route")
+    __slots__ = ("_choices", "route", "slots")
 
     def __init__(self, route: Route, choices: Sequence[Choice]) -> None:
         self.route = route
-        self._choices = choices
-        self._next = 0
+        self._choices = list(choices)
+        self.slots: AllSlots | None = None
+        """Tell which targets take no more calls for now; None where nothing is bounded."""
 
     def next(self) -> Choice | None:
         """Return the next target to try, or None when all were offered."""
-        if self._next >= len(self._choices):
+        if not self._choices:
             return None
-        choice = self._choices[self._next]
-        self._next += 1
-        return choice
+        position = 0
+        if self.slots is not None and len(self._choices) > 1:
+            position = next((number for number, choice in enumerate(self._choices) if self.has_free_slot(choice)), 0)
+        return self._choices.pop(position)
+
+    def take(self, choice: Choice) -> None:
+        """Take one of those left out of turn."""
+        self._choices.remove(choice)
+
+    def has_free_slot(self, choice: Choice) -> bool:
+        """Tell whether a call there need not wait for its turn."""
+        return self.slots is None or not self.slots.of(choice.target.upstream.name).is_full
+
+    def has_room(self, choice: Choice) -> bool:
+        """Tell whether a call there may be made, or wait for its turn."""
+        return self.slots is None or not self.slots.of(choice.target.upstream.name).is_crowded
 
     @property
     def left(self) -> Sequence[Choice]:
         """Return the targets that were not offered yet."""
-        return self._choices[self._next :]
+        return self._choices
 
     @property
     def has_more(self) -> bool:
         """Tell whether another target is left."""
-        return self._next < len(self._choices)
+        return bool(self._choices)
 
 
 class Router:

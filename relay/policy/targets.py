@@ -10,7 +10,7 @@ from typing import Final
 from relay.config.tree import Affinity, AffinityKind, Config, Route, Strategy, Target
 from relay.exchange import ClientRequest
 from relay.policy import affinity, balance
-from relay.policy.breaker import Breaker, Health, Healths, Standing, usable
+from relay.policy.breaker import Breaker, Cause, Health, Healths, Standing, usable
 from relay.policy.credentials import Credential, Credentials, next_credential
 from relay.policy.deadlines import LearnedDeadline
 from relay.policy.hedging import Hedging
@@ -107,6 +107,10 @@ class Targets:
         spent = min((_credential_rest(each, name, now, is_only=len(credentials) == 1) for each in credentials), default=0.0)
         return max(self.breaker(target).rest_left(now), spent)
 
+    def breakers_of(self, upstream: str) -> list[Breaker]:
+        """Return the health of every target of one upstream."""
+        return [self._healths.of(name) for name, target in self._known.items() if target.upstream.name == upstream]
+
     def began(self, target: Target) -> None:
         """Count an attempt in."""
         name = name_of(target)
@@ -149,6 +153,31 @@ class Targets:
                 health = Health.COOLING
             found.append(Standing(name=name, health=health, rest_seconds=rest, trips=breaker.trips))
         return found
+
+    def cause(self, name: str, now: float) -> Cause | None:
+        """Return why a target rests; None when it does not, and when only its credentials do."""
+        return self._healths.of(name).cause(now)
+
+    def pace(self, name: str) -> float | None:
+        """Return the seconds that a target takes to its first content, as learned; None before anything was."""
+        return self._paces.get(name)
+
+    def in_flight(self, name: str) -> int:
+        """Return how many attempts at a target are under way."""
+        return self._in_flight.get(name, 0)
+
+    def rest(self, name: str, now: float, seconds: float) -> None:
+        """Let a target rest because somebody says so; raises KeyError when there is none of that name."""
+        self._known[name]
+        self._healths.of(name).rest(now, seconds, has_to_probe=False, cause=Cause.OPERATOR)
+
+    def bring_back(self, name: str, now: float) -> None:
+        """End any rest of a target and of its credentials there; raises KeyError when there is none of that name."""
+        target = self._known[name]
+        self._healths.of(name).bring_back(now)
+        for credential in self._credentials.of(target.upstream):
+            credential.account.bring_back(now)
+            credential.at(name).bring_back(now)
 
     def credentials(self, now: float) -> Mapping[str, Mapping[str, int]]:
         """Return how many credentials are in which state, by upstream."""

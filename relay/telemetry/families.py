@@ -10,6 +10,8 @@ GAPS: Final = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05
 """Gaps between tokens, seconds."""
 DURATIONS: Final = (0.1, 0.25, 0.5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300, 600)
 """Whole requests, seconds."""
+QUEUE_WAITS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+"""Waits for a turn, seconds."""
 OVERHEADS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
 """The relay's own time, seconds."""
 WAITS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -38,6 +40,13 @@ IN_FLIGHT: Final = Family(
     name="relay_requests_in_flight",
     help="Client requests currently being served, by route; _none until one is found.",
     labels=("route", "stream"),
+)
+QUEUED: Final = Family(name="relay_requests_queued", help="Requests waiting for a concurrency slot, by route.", labels=("route",))
+QUEUE_WAIT: Final = Family(
+    name="relay_queue_wait_seconds",
+    help="Time a request waited for concurrency slots of upstreams; those that found one free are not in it.",
+    labels=("route",),
+    buckets=QUEUE_WAITS,
 )
 TIME_TO_FIRST_TOKEN: Final = Family(
     name="relay_time_to_first_token_seconds",

@@ -257,7 +257,7 @@ def _trace_id(request: ClientRequest) -> str | None:
 def _phase(summary: Summary) -> str:
     """Tell how far the exchange had come when it ended."""
     if not summary.attempts:
-        return "request"
+        return "queue" if summary.queued_seconds else "request"
     last = summary.attempts[-1]
     if last.sent_at is None:
         return "connect"

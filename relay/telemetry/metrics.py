@@ -46,6 +46,7 @@ class Metrics:
         "_observations",
         "_open",
         "_process",
+        "_queued",
         "_reserved",
         "_routes",
         "_shares",
@@ -69,13 +70,14 @@ class Metrics:
         dropped: Callable[[], int],
         standings: Callable[[], Sequence[tuple[str, str]]] = list,
         credentials: Callable[[], Credentials] = dict,
+        queued: Callable[[], Mapping[str, int]] = dict,
         usage_dropped: Callable[[], int] = lambda: 0,
         shares: Callable[[], Iterable[tuple[str, str, float]]] = list,
         reserved: Callable[[], Mapping[str, int]] = dict,
         identities: Sequence[str] = (),
     ) -> None:
         """Count for `config`. Asked at each scrape: `connections`, `dropped` (log lines), `standings` (targets and their states),
-        `credentials`, `shares` (key, limit, what is used of it) and `reserved` (tokens by key). `identities` may be `violated`.
+        `credentials`, `queued` by route, `shares` (key, limit, used part), `reserved` (tokens by key). `identities` may be `violated`.
         """
         self.registry = registry = Registry(
             f.all_families(), bounds={f.TIME_TO_FIRST_TOKEN: config.metrics.slo.ttft}, cap=config.metrics.label_values
@@ -85,6 +87,7 @@ class Metrics:
         """Takes how late the event loop ran, in seconds."""
         self._process = ProcessPage()
         self._connections = connections
+        self._queued = queued
         self._dropped = dropped
         self._standings = standings
         self._credentials = credentials
@@ -93,11 +96,9 @@ class Metrics:
         self._standings_seen: dict[str, str] = {}
         self._targets: dict[str, list[tuple[str, str]]] = {}
         """Route and upstream of each place a target has, by the target's name."""
-        self._dropped_seen = 0
         self._usage_dropped = usage_dropped
-        self._usage_dropped_seen = 0
-        self._started = 0
-        self._ended = 0
+        self._dropped_seen = self._usage_dropped_seen = 0
+        self._started = self._ended = 0
         self._open: dict[int, Number] = {}
         """Exchanges being served, and the gauge that each is counted in."""
         self._routes: frozenset[str] = frozenset()
@@ -246,6 +247,8 @@ class Metrics:
                 number(f.CONNECTIONS, name, "idle").inc(idle)
                 number(f.CONNECTIONS, name, "active").inc(active)
                 number(f.UPSTREAM_IN_FLIGHT, name).inc(active)
+        for route, count in self._queued().items():
+            number(f.QUEUED, self.registry.fold("route", route)).set(count)
         for target, current in self._standings():
             if self._standings_seen.get(target) != current:
                 self._standings_seen[target] = current

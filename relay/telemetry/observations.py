@@ -31,6 +31,8 @@ class Observations:
         registry.histogram(f.REQUEST_DURATION, operation, route, stream, _RESULTS[outcome]).observe(summary.duration_seconds)
         if summary.request.key is not None:
             registry.number(f.KEY_REQUESTS, registry.fold("key", summary.request.key.name), outcome).inc()
+        if summary.queued_seconds:
+            registry.histogram(f.QUEUE_WAIT, route).observe(summary.queued_seconds)
         if summary.refused_by is not None:
             name = NO_KEY if summary.request.key is None else registry.fold("key", summary.request.key.name)
             registry.number(f.KEY_RATE_LIMITED, name, summary.refused_by).inc()

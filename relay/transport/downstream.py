@@ -7,7 +7,7 @@ import ipaddress
 import re
 from collections.abc import Awaitable, Callable
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from relay.config.tree import Server
 from relay.errors import ClientError, error_answer
@@ -27,6 +27,13 @@ _EXPOSED: Final = (
 
 Page = Callable[[Headers], Awaitable[tuple[int, bytes, bytes]]]
 """A page of the relay's own: request headers -> status, content type, body."""
+
+
+class Admin(Protocol):
+    """Answers what is below /admin/, on a listener that only this machine reaches."""
+
+    async def answer(self, arrival: "HttpArrival", sink: ClientSink) -> None:
+        """Answer one request."""
 
 
 class HttpArrival:
@@ -124,10 +131,14 @@ class HttpArrival:
 class Downstream:
     """Answers the requests of one listener."""
 
-    __slots__ = ("_gateway", "_pages", "_server", "_trusted")
+    __slots__ = ("_admin", "_gateway", "_pages", "_server", "_trusted")
 
-    def __init__(self, gateway: Gateway | None, server: Server, pages: dict[str, Page]) -> None:
-        """Send /v1 to `gateway`, None for a listener that only tells about the relay; `pages` are the relay's own paths."""
+    def __init__(self, gateway: Gateway | None, server: Server, pages: dict[str, Page], *, admin: Admin | None = None) -> None:
+        """Send /v1 to `gateway`, None for a listener that only tells about the relay.
+
+        `pages` are the relay's own paths; `admin` has those below /admin/, where there is one.
+        """
+        self._admin = admin
         self._gateway = gateway
         self._server = server
         self._pages = pages
@@ -171,6 +182,8 @@ class Downstream:
             sink.answer(204, _preflight(arrival.headers), b"")
         elif self._gateway is not None and (arrival.path.startswith("/v1/") or arrival.path == "/v1"):
             await self._gateway.serve(arrival, sink)
+        elif self._admin is not None and arrival.path.startswith("/admin/"):
+            await self._admin.answer(arrival, sink)
         elif arrival.fault is not None:
             _refuse(sink, arrival.fault)
         elif (page := self._pages.get(arrival.path)) is not None and arrival.method in ("GET", "HEAD"):

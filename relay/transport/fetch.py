@@ -1,10 +1,10 @@
-"""A small GET to an upstream over the same pools and parser as everything else, for the list of models."""
+"""A small GET to an upstream over the same pools and parser as everything else: for the list of models, and for health checks."""
 
 import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from relay.config.tree import Upstream
+from relay.config.tree import HealthCheck, Upstream
 from relay.errors import ConnectFailed
 from relay.exchange import ClientRequest, Operation, ResponseHead
 from relay.providers.openai import OpenAIProvider
@@ -13,9 +13,13 @@ from relay.transport.upstream import UpstreamPools
 
 MAX_BYTES: Final = 8 * 2**20
 
+Credential = Callable[[Upstream], bytes | None]
+Answer = tuple[int, bytes]
+"""Status and body of a whole answer."""
+
 
 class Collector:
-    """A receiver that keeps the body of a 200."""
+    """A receiver that keeps an answer, up to a bound."""
 
     __slots__ = ("_pieces", "_size", "_status", "done", "relay", "switch")
 
@@ -23,7 +27,7 @@ class Collector:
         self._pieces: list[bytes] = []
         self._size = 0
         self._status = 0
-        self.done: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+        self.done: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
         self.relay = self
         self.switch: Callable[[ResponseHead, bytes], None] | None = None
 
@@ -38,10 +42,10 @@ class Collector:
             self._pieces.append(data)
 
     def end(self, how: BodyEnd, *, anything: bool) -> None:
-        """Give the body, or None for anything but a whole 200."""
-        is_good = self._status == 200 and how in (BodyEnd.WHOLE, BodyEnd.OPEN) and self._size <= MAX_BYTES
+        """Give the answer, or None for one that is not whole or too large."""
+        is_whole = self._status != 0 and how in (BodyEnd.WHOLE, BodyEnd.OPEN) and self._size <= MAX_BYTES
         if not self.done.done():
-            self.done.set_result(b"".join(self._pieces) if is_good else None)
+            self.done.set_result((self._status, b"".join(self._pieces)) if is_whole else None)
 
     def crash(self, error: Exception) -> None:
         """Let the caller see the bug."""
@@ -49,16 +53,34 @@ class Collector:
             self.done.set_exception(error)
 
 
-async def fetch(pools: UpstreamPools, upstream: Upstream, path: str, credential: Callable[[Upstream], bytes | None]) -> bytes | None:
+async def fetch(pools: UpstreamPools, upstream: Upstream, path: str, credential: Credential) -> bytes | None:
     """Return the body of a 200 from `path` (such as /v1/models) of `upstream`, None for anything else."""
+    answer = await _get(pools, upstream, path, None, credential, upstream.timeouts.connect)
+    return answer[1] if answer is not None and answer[0] == 200 else None
+
+
+async def ask_health(pools: UpstreamPools, upstream: Upstream, check: HealthCheck, credential: Credential) -> int | None:
+    """Return the status of the answer to a health check, None when no whole one came in its time."""
+    path, mark, query = check.path.partition("?")
+    try:
+        async with asyncio.timeout(check.timeout):
+            answer = await _get(pools, upstream, f"/v1{path}", query if mark else None, credential, check.timeout)
+    except TimeoutError:
+        return None
+    return None if answer is None else answer[0]
+
+
+async def _get(
+    pools: UpstreamPools, upstream: Upstream, path: str, query: str | None, credential: Credential, connect_seconds: float
+) -> Answer | None:
     request = ClientRequest(
-        id="", method="GET", path=path, query=None, headers=(), operation=Operation.MODELS, received_at=0.0, client_ip=""
+        id="", method="GET", path=path, query=query, headers=(), operation=Operation.MODELS, received_at=0.0, client_ip=""
     )
     key = None if upstream.is_passthrough else credential(upstream)
     encoded = OpenAIProvider(upstream).encode(request, None, key, upload_length=None, is_upload=False)
     collector = Collector()
     try:
-        connection = await pools.begin(encoded, collector, upstream.timeouts.connect, is_fresh=False)
+        connection = await pools.begin(encoded, collector, connect_seconds, is_fresh=False)
     except ConnectFailed:
         return None
     try:

@@ -95,7 +95,7 @@ def test_check_of_a_file_that_is_not_there_gives_78(capsys: pytest.CaptureFixtur
     [
         (["chekc"], 'did you mean "check"?'),
         (["sreve"], 'did you mean "serve"?'),
-        (["xyz"], "there are serve, check, explain, keys, rules, schema, usage, version"),
+        (["xyz"], "there are serve, check, explain, keys, rules, schema, targets, usage, version"),
         (["serve", "--confg"], "unrecognized arguments"),
         (["--nonsense"], "unrecognized arguments"),
         (["check", "a", "b"], "unrecognized arguments"),

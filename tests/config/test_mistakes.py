@@ -7,6 +7,8 @@ from tests.config.loading import ROUTE, UPSTREAM, Loading
 
 HASH = "sha256:" + "0" * 64
 
+LIMITED = "upstreams: {{mine: {{base_url: 'http://127.0.0.1:9/v1', {}}}}}\n"
+
 MISTAKES = [
     # what is written, line, path, part of the message
     (UPSTREAM + ROUTE + "sever: {}", 3, "sever", 'unknown setting; did you mean "server"?'),
@@ -39,6 +41,14 @@ MISTAKES = [
     (UPSTREAM + ROUTE + "server: {cors_origins: [https://a.example/x]}", 3, "server.cors_origins[0]", "without a path"),
     (UPSTREAM + ROUTE + "server: {trusted_proxies: [10.0.0.1/8]}", 3, "server.trusted_proxies[0]", "expected an address or network"),
     (UPSTREAM + ROUTE + "server: {loop: uvlop}", 3, "server.loop", 'did you mean "uvloop"?'),
+    (LIMITED.format("limits: {queue: 3}") + ROUTE, 1, "upstreams.mine.limits.queue", "has no effect without `concurrency`"),
+    (LIMITED.format("limits: {concurrency: 0}") + ROUTE, 1, "upstreams.mine.limits.concurrency", "more than zero"),
+    (LIMITED.format("limits: {concurrency: 4, queue: 10001}") + ROUTE, 1, "upstreams.mine.limits.queue", "a number from 0 to 10000"),
+    (LIMITED.format("limits: {concurency: 4}") + ROUTE, 1, "upstreams.mine.limits.concurency", 'did you mean "concurrency"?'),
+    (LIMITED.format("health: {every: 3s}") + ROUTE, 1, "upstreams.mine.health.path", "is missing"),
+    (LIMITED.format("health: {path: models}") + ROUTE, 1, "upstreams.mine.health.path", "a path such as /models"),
+    (LIMITED.format("health: {path: /../admin}") + ROUTE, 1, "upstreams.mine.health.path", "a path such as /models"),
+    (LIMITED.format("health: {path: /models, every: 100ms}") + ROUTE, 1, "upstreams.mine.health.every", "at least 1s"),
     (UPSTREAM + ROUTE + "metrics: {listen: everywhere}", 3, "metrics.listen", "expected HOST:PORT"),
     (UPSTREAM + ROUTE + "metrics: {slo: {ttft: 3m}}", 3, "metrics.slo.ttft", "from 10ms to 2m"),
     (UPSTREAM + ROUTE + "metrics: {slo: {availability: 90%}}", 3, "metrics.slo.availability", "from 95% to 99.999%"),

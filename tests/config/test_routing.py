@@ -293,17 +293,3 @@ def test_mistake_of_an_upstream_is_named_with_its_line(loading: Loading, written
     problem = loading.problem(f"upstreams:\n  mine: {{base_url: 'http://127.0.0.1:9/v1', {written}}}\n{ROUTE}")
     assert (problem.line, problem.path) == (2, f"upstreams.mine{path}")
     assert message in problem.message
-
-
-NOT_SETTINGS = [
-    # what nothing in the relay does, so that it must not look as if it were done
-    ("limits: {concurrency: 4}", "to: mine/model", "upstreams.mine.limits"),
-    ("health: {path: /models}", "to: mine/model", "upstreams.mine.health"),
-]
-
-
-@pytest.mark.parametrize(("upstream", "route", "path"), NOT_SETTINGS, ids=[path.rpartition(".")[2] for _, _, path in NOT_SETTINGS])
-def test_setting_without_an_effect_is_unknown(loading: Loading, upstream: str, route: str, path: str) -> None:
-    problem = loading.problem(f"upstreams: {{mine: {{base_url: 'http://127.0.0.1:9/v1', {upstream}}}}}\nroutes: {{fast: {{{route}}}}}\n")
-    assert problem.path == path
-    assert problem.message.startswith("unknown setting")

@@ -2,9 +2,10 @@
 
 import pytest
 
-from relay.config.tree import Key, Route, Target, Timeouts, Upstream
+from relay.config.tree import Config, Key, Route, Target, Timeouts, Upstream, UpstreamLimits
 from relay.errors import ClientError
 from relay.policy.routing import RoutePlan, Router, may_use
+from relay.policy.slots import AllSlots
 
 MINE = Upstream(name="mine", base_url="http://127.0.0.1:1/v1")
 OPENAI = Upstream(name="openai", base_url="https://api.openai.com/v1")
@@ -142,3 +143,32 @@ def test_a_plan_offers_each_target_once_in_order() -> None:
         offered.append(choice.target.upstream.name)
     assert offered == ["mine", "openai"]
     assert plan.next() is None
+
+
+def test_a_target_without_a_free_slot_is_offered_after_those_that_have_one() -> None:
+    limits = UpstreamLimits(concurrency=1, queue=1)
+    upstreams = {name: Upstream(name=name, base_url="http://x", limits=limits) for name in "abcd"}
+    route = Route(name="fast", targets=tuple(Target(upstream=each, model="m") for each in upstreams.values()), timeouts=Timeouts())
+    slots = AllSlots()
+    slots.know(Config(upstreams=upstreams, routes={"fast": route}))
+    claims = {name: slots.of(name).claim() for name in "ac"}
+    plan = Router({"fast": route}, None).plan("fast", None)
+    plan.slots = slots
+    offered = []
+    while (choice := plan.next()) is not None:
+        offered.append(choice.target.upstream.name)
+        first = claims.pop("a", None)
+        if first is not None:
+            first.give()
+    assert offered == ["b", "a", "d", "c"]
+
+
+def test_there_is_no_room_where_the_queue_is_full_too() -> None:
+    plan = Router({"fast": Route(name="fast", targets=(Target(upstream=MINE, model="m"),), timeouts=Timeouts())}, None).plan("fast", None)
+    choice = plan.next()
+    assert choice is not None and plan.has_room(choice)
+    plan.slots = AllSlots()
+    plan.slots.of("mine").resize(UpstreamLimits(concurrency=1, queue=1))
+    for has_room in (True, True, False):
+        assert plan.has_room(choice) is has_room
+        plan.slots.of("mine").claim()

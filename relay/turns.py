@@ -1,0 +1,81 @@
+"""Waits for a turn at an upstream that takes no more calls for now: the slots of `policy.slots`, with a clock and a place to sleep.
+
+A request waits once and for a bounded time in all, however many targets it queues for; whoever leaves gives its place up at once.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from time import monotonic
+
+from relay.config.tree import Target
+from relay.errors import Draining
+from relay.exchange import Exchange
+from relay.policy.slots import AllSlots, Claim, Holds
+
+
+class Turns:
+    """Gets exchanges their slots."""
+
+    __slots__ = ("_queued", "_waiting", "slots")
+
+    def __init__(self, slots: AllSlots) -> None:
+        self.slots = slots
+        self._waiting: set[asyncio.Future[None]] = set()
+        self._queued: dict[str, int] = {}
+
+    @property
+    def queued(self) -> Mapping[str, int]:
+        """Return how many exchanges of each route wait; those of routes where some ever did."""
+        return self._queued
+
+    async def take(self, exchange: Exchange, target: Target, deadline_at: float) -> Claim | None:
+        """Take a slot, waiting for it until `deadline_at` at most; None when there is none in time. The slot has to be given back."""
+        claim = self.slots.of(target.upstream.name).claim()
+        if claim is None or claim.holds is Holds.SLOT:
+            return claim
+        route = exchange.route
+        assert route is not None
+        began_at = monotonic()
+        waits_until = min(
+            deadline_at,
+            began_at + target.upstream.limits.queue_wait - exchange.queued_seconds,
+            exchange.request.received_at + route.timeouts.total,
+        )
+        self._queued[route.name] = self._queued.get(route.name, 0) + 1
+        try:
+            return claim if await self._wait(claim, waits_until - began_at) else None
+        finally:
+            self._queued[route.name] -= 1
+            exchange.queued_seconds += monotonic() - began_at
+
+    def take_free(self, target: Target) -> Claim | None:
+        """Take a slot that is free now."""
+        slots = self.slots.of(target.upstream.name)
+        return None if slots.is_full else slots.claim()
+
+    async def _wait(self, claim: Claim, seconds: float) -> bool:
+        """Sleep until `claim` is a slot; False, and nothing is held any more, when that takes too long."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        claim.on_slot = lambda: None if turn.done() else turn.set_result(None)
+        self._waiting.add(turn)
+        try:
+            async with asyncio.timeout(max(seconds, 0.0)):
+                await turn
+        except TimeoutError:
+            if claim.holds is Holds.SLOT:
+                # The slot and the end of the time came in the same moment.
+                return True
+            claim.give()
+            return False
+        except BaseException:
+            claim.give()
+            raise
+        finally:
+            self._waiting.discard(turn)
+        return True
+
+    def dismiss(self) -> None:
+        """Let nobody wait any longer: the relay stops."""
+        for turn in self._waiting:
+            if not turn.done():
+                turn.set_exception(Draining())
