@@ -386,8 +386,7 @@ class Attempting:
             self._timeouts,
             now,
             is_begun=self.is_open,
-            # A caller that hears comments does not give up.
-            deadline_at=inf if self._exchange.is_begun_early else self._deadline_at,
+            deadline_at=self._deadline_at,
             is_holding=isinstance(self.relay, EventRelay),
             is_open=self._sink.is_paused,
             upload_since=(now if full_since is None else full_since) if self.is_uploading else None,

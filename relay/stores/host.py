@@ -175,6 +175,7 @@ class HostTable:
         self._header[_LAST_MS] = monotonic_ms()
         os.close(self._own_lock)
         os.close(self._fd)
+        self._fd = -1  # whoever comes late shall not lock what the number may mean by then
 
     # Accounts
 
