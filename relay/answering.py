@@ -13,9 +13,7 @@ from relay.wire.faults import ErrorWords, error_envelope, parse_error
 from relay.wire.openai import error_event
 
 
-def choose_relay(
-    port: Port, exchange: Exchange, attempt: Attempt, budget: HoldBudget, head: ResponseHead
-) -> BodyRelay:
+def choose_relay(port: Port, exchange: Exchange, attempt: Attempt, budget: HoldBudget, head: ResponseHead) -> BodyRelay:
     """Return the relay for the body of `head`: events, an answer that is held until it is whole, or bytes that pass at once."""
     request, meter, upstream = exchange.request, attempt.meter, attempt.target.upstream
     is_ok = head.status < 300 or head.status == 304

@@ -124,6 +124,7 @@ class Attempting:
 
     async def run(self, upstreams: Upstreams, request: UpstreamRequest, upload: Upload | None, *, is_fresh: bool) -> RelayError | None:
         """Make the attempt; return None when the answer is over, else why nothing reached the client."""
+        self.attempt.span = request.span
         phase, left = time_left(self._exchange, self._timeouts, monotonic(), self._deadline_at)
         if left <= 0:
             return UpstreamTimeout(phase)

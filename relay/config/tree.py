@@ -334,6 +334,14 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tracing:
+    """Where spans are sent."""
+
+    otlp: str | None = None
+    """An OTLP/HTTP collector's address, without /v1/traces; None for nowhere."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Everything the relay was told."""
 
@@ -345,6 +353,7 @@ class Config:
     key_store: str | None = None
     """File of stored keys, of which `keys` holds those that were in it when it was last read."""
     metrics: Metrics = field(default_factory=Metrics)
+    tracing: Tracing = field(default_factory=Tracing)
     usage: Usage | None = None
     """None: what was used is kept nowhere."""
     prices: Mapping[str, Price] = field(default_factory=dict)

@@ -144,7 +144,7 @@ class Trace:
     parent: str | None = None
     """The caller's span, 16 hexadecimal digits; None when the trace begins here."""
     is_sampled: bool = False
-    """Whether the caller records its part."""
+    """Whether its spans are recorded: the caller says so, or the relay when the trace begins here."""
     state: bytes | None = None
     """The caller's `tracestate`, for the upstream."""
 
@@ -189,6 +189,8 @@ class UpstreamRequest:
     """Request line and headers, the empty line included."""
     body: bytes
     """Body bytes; empty for none, and for an upload that is streamed."""
+    span: str | None = None
+    """This call's place in the request's trace, 16 hexadecimal digits."""
     is_upload: bool = False
     """Whether the body is streamed from the client instead (then `body` is empty and the request is sent once)."""
     upload_chunked: bool = False
@@ -305,6 +307,8 @@ class Attempt:
     result: AttemptResult | None = None
     error_code: str | None = None
     is_resend: bool = False
+    span: str | None = None
+    """Its place in the request's trace."""
     hedge_won: bool | None = None
     """Of a backup beside a slow attempt, whether its content came first; None for every other attempt."""
     body_ended_at: float | None = None

@@ -63,6 +63,7 @@ class OpenAIProvider:
             method=request.method,
             head=head,
             body=body,
+            span=span,
             is_upload=is_upload,
             upload_chunked=is_upload and upload_length is None,
         )

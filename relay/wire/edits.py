@@ -51,7 +51,7 @@ def _apply(raw: bytes, replaced: list[_Edit], added: list[bytes], insert_at: int
     edits = list(replaced)
     if added:
         edits.append((insert_at, insert_at, b",".join(added) + (b"" if is_empty else b",")))
-    pieces = []
+    pieces: list[bytes] = []
     position = 0
     for start, end, value in sorted(edits):
         pieces += (raw[position:start], value)

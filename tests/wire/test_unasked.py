@@ -1,5 +1,6 @@
 """Usage that nobody asked for is taken out, and nothing else, however the bytes are cut."""
 
+import itertools
 import random
 
 import pytest
@@ -43,7 +44,7 @@ def fed(pieces: list[bytes]) -> bytes:
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:
     bounds = [0, *sorted(places), len(data)]
-    return [data[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+    return [data[start:end] for start, end in itertools.pairwise(bounds)]
 
 
 def told(events: list[bytes], line_end: bytes) -> tuple[bytes, bytes]:
