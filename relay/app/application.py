@@ -281,6 +281,8 @@ class App:
         self._config = config
         snapshot = self._gateway.snapshot
         self._gateway.snapshot = replace(snapshot, config=with_stored(snapshot.config, stored))
+        if self._accounts is not None:
+            self._accounts.know(config)
         self._log.info("keys", result="ok", keys=len(config.key_names))
 
     def _refused(self) -> None:
