@@ -203,7 +203,7 @@ def test_every_documented_fault_is_named_by_a_test() -> None:
 
 def test_the_reference_of_settings_is_what_the_schema_makes() -> None:
     page = (ROOT / "docs/configuration.md").read_text()
-    assert page.partition("<!-- relay schema --markdown -->\n\n")[2] == reference() + "\n", "relay schema --markdown prints what belongs there"
+    assert page.partition("<!-- relay schema --markdown -->\n\n")[2] == reference() + "\n", "`make docs` writes it anew"
 
 
 def test_the_reference_names_every_setting_of_every_section() -> None:
