@@ -130,7 +130,7 @@ class Metrics:
         for stream in ("true", "false"):
             self.registry.number(f.IN_FLIGHT, NO_ROUTE, stream)
             self._observations.prepare("chat", NO_ROUTE, stream)
-        self._unmade = [*reversed(config.routes.values())]
+        self._unmade = list(config.routes.values())[::-1]
         self._has_prices = bool(config.prices)
         self.know_keys(config.key_names)
 
