@@ -205,7 +205,7 @@ class Attempting:
         elif is_unusable(head, self._exchange.request):
             self.failed(MalformedResponse(Malformation.BAD_RESPONSE))
             return
-        self.relay = choose_relay(self, self.attempt.meter, self._budget, self._exchange.request, head, self._choice.target.upstream)
+        self.relay = choose_relay(self, self._exchange, self.attempt, self._budget, head)
         if isinstance(self.relay, OpaqueRelay):
             self.relay.begin()
 

@@ -162,6 +162,7 @@ class Gateway:
                 upload_length=arrival.content_length,
                 is_upload=upload is not None,
                 span=span_id(self._chance()),
+                asks_usage=exchange.adds_usage,
             )
 
         prices = snapshot.config.prices

@@ -39,6 +39,7 @@ from relay.config.fields import (
     Switch,
     TargetName,
     Text,
+    UsageAsked,
     Vendor,
     Weight,
     Workers,
@@ -105,6 +106,7 @@ class Upstream(BaseModel):
     ca_file: Text | None = setting(None, "Certificates (PEM) to trust for it instead of the system's.", "/etc/ssl/private-ca.pem")
     proxy: Proxy | None = setting(None, "Proxy to reach it through. Left out: HTTPS_PROXY and NO_PROXY for https.", "http://proxy:3128")
     done_optional: Switch = setting(False, "Whether its streams may end after a finish_reason without [DONE].", False, shown=False)
+    no_stream_options: Switch = setting(False, "Whether it refuses stream_options, and so is never asked for usage.", False, shown=False)
     vendor: Vendor | None = setting(
         None,
         "Whose API it is, for its error codes and rate limit headers. Left out: told by its name or address, else openai.",
@@ -257,6 +259,12 @@ class Route(BaseModel):
     heartbeat: Heartbeat | None = setting(None, "Sends comments into silent streams. Left out: never.", {"after": "15s", "every": "15s"})
     timeouts: Timeouts = setting(Timeouts(), "Timeouts that differ on this route, for all its targets.", {"first_token": "45s"})
     limits: Limits = setting(Limits(), "Limits for all its callers together.", {"rpm": 600, "concurrency": 32})
+    usage: UsageAsked = setting(
+        "limited",
+        "Which streams are asked for their usage although the client did not: those whose tokens are limited, or always.",
+        "always",
+        shown="limited",
+    )
 
     @model_validator(mode="before")
     @classmethod

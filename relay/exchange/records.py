@@ -125,9 +125,12 @@ class JsonBody:
     """Whether the object has no member at all."""
     stream: bool
     include_usage: bool
+    """Whether `stream_options` asks for usage."""
     store: bool
     background: bool
     previous_response_id: str | None
+    options_span: tuple[int, int] | None = None
+    """Where the JSON value of a `stream_options` stands that does not ask for usage."""
     answer_tokens: int | None = None
     """The most tokens that all answers together may have, when the request says so."""
 
@@ -345,6 +348,8 @@ class Exchange:
     """What it cost, in billionths of a US dollar; 0 where no price is known."""
     refused_by: str | None = None
     """Which kind of limit refused it: rpm, route_tpm, key_route_budget and so on."""
+    adds_usage: bool = False
+    """Whether upstreams are asked for usage that the client did not ask for, and it is kept from the client."""
     debit: Callable[[int], bool] | None = None
     """Counts that so many tokens have flowed in all and tells whether the limits still hold; None where none are counted."""
     is_begun_early: bool = False
