@@ -148,9 +148,6 @@ def _serve(options: argparse.Namespace) -> int:
 
     if config.usage is not None and not usage.can_write(config.usage.store):
         return FAILED
-    from relay.transport.tls import drop_unused_contexts
-
-    drop_unused_contexts()  # before the rest is imported, which then takes their memory
     if config.server.workers == 1:
         from relay.app import run  # half of the start-up time: only what serves pays for it
     else:
