@@ -2,7 +2,7 @@
 
 import mmap
 
-from relay.policy.limits import ACCOUNT_CELLS, Account
+from relay.policy.accounts import ACCOUNT_CELLS, Account
 
 _BYTES = 8 * ACCOUNT_CELLS
 
