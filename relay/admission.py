@@ -3,7 +3,7 @@
 Requests for which no limit is configured pass without a look at their size. One that no attempt was sent for gives its place back.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from math import ceil
@@ -197,6 +197,18 @@ def scopes_of(key: Key | None, route: Route) -> tuple[Scope, ...]:
     if route.limits is not None:
         scopes.append(Scope(limits=route.limits, route=route.name))
     return tuple(scopes)
+
+
+def all_scopes(keys: Iterable[Key], routes: Iterable[Route]) -> Iterator[Scope]:
+    """Yield every scope with limits. Takes as long as keys and routes add up to: there may be ten thousand of them, and hundreds."""
+    for key in keys:
+        if key.limits is not None:
+            yield Scope(limits=key.limits, key=key.name)
+        for name, limits in key.route_limits.items():
+            yield Scope(limits=limits, key=key.name, route=name)
+    for route in routes:
+        if route.limits is not None:
+            yield Scope(limits=route.limits, route=route.name)
 
 
 def _allowance_of(key: Key | None, route: Route) -> Allowance:

@@ -3,7 +3,7 @@
 from time import time
 
 from relay.config.tree import OnLimit
-from relay.errors import UpstreamRefused, break_error, error_answer
+from relay.errors import ErrorEvent, UpstreamError, UpstreamRefused, break_error, error_answer
 from relay.exchange import JSON_OPERATIONS, Attempt, ClientRequest, Exchange, Operation, Outcome, ResponseHead, StreamMeter
 from relay.policy.backoff import retry_after
 from relay.policy.refusals import Blame
@@ -42,11 +42,19 @@ def is_unusable(head: ResponseHead, request: ClientRequest) -> bool:
     return request.operation in JSON_OPERATIONS and (head.content_type == b"text/html" or head.status in (204, 205))
 
 
-def is_replaced(refusal: UpstreamRefused, choice: Choice) -> bool:
+def is_replaced(refusal: UpstreamRefused | ErrorEvent, choice: Choice) -> bool:
     """Tell whether the caller never sees `refusal` as it came, for it is about a credential of the relay (ruling 9)."""
     if refusal.status not in (401, 402, 403) or choice.target.upstream.is_passthrough:
         return False
     return judge(refusal, choice).blame is not Blame.NOBODY
+
+
+def as_told(error: UpstreamError, refusal: UpstreamRefused | None, choice: Choice) -> UpstreamError:
+    """Return what the failure of an attempt is told as, `refusal` being what it had been answered with before it failed."""
+    if isinstance(error, ErrorEvent):
+        error.is_replaced = is_replaced(error, choice)
+    # Whatever became of its body, the refusal of our credential is what there is to know.
+    return refusal if refusal is not None and is_replaced(refusal, choice) else error
 
 
 def read_refusal(head: ResponseHead, body: bytes) -> UpstreamRefused:

@@ -143,13 +143,17 @@ class StreamBroken(UpstreamError):
 
 
 class ErrorEvent(UpstreamError):
-    """A 200 whose first meaningful event is an error. `status` is what the event maps to."""
+    """A 200 that is an error, or whose first meaningful event is one. `status` is what the error maps to."""
 
-    def __init__(self, status: int, *, kind: str, code: str | None) -> None:
+    def __init__(self, status: int, *, kind: str, code: str | None, message: str | None = None) -> None:
+        """A message may quote the request: it is there to be judged, never to be shown."""
         super().__init__("upstream_error_in_stream")
         self.status = status
         self.kind = kind
         self.code = code
+        self.message = message
+        self.is_replaced = False
+        """Whether it is about a credential of the relay, which is no business of the caller's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -304,7 +308,9 @@ def _upstream_answer(error: UpstreamError) -> ErrorAnswer:
             return upstream_answer(502, what.value)
         case StreamBroken(how=how):
             return upstream_answer(502, how.value)
-        case ErrorEvent(status=status):
+        case ErrorEvent(status=status, is_replaced=is_replaced):
+            if is_replaced:
+                return _refusal_answer(status)
             return upstream_answer(status, "upstream_error_in_stream")
         case UpstreamRefused(status=status):
             return _refusal_answer(status)

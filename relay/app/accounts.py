@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterator
 
-from relay.admission import scopes_of
+from relay.admission import all_scopes
 from relay.config.tree import Config
 from relay.stores import SLOTS_IDENTITY, open_ledger
 
@@ -22,8 +22,7 @@ class Accounts:
 
     def know(self, config: Config) -> None:
         """Forget what the configuration does not limit any more."""
-        keys = (None, *config.keys.values())
-        self.ledger.know(scope for route in config.routes.values() for key in keys for scope in scopes_of(key, route))
+        self.ledger.know(all_scopes(config.keys.values(), config.routes.values()))
 
     def shares(self) -> Iterator[tuple[str, str, float]]:
         """Yield key, limit and used share of every limit of a key that was used."""

@@ -243,6 +243,8 @@ class EventError:
     status: int
     type: str | None
     code: str | None
+    message: str | None = None
+    """May quote the request: there to be judged, never to be shown."""
 
 
 @dataclass(slots=True)

@@ -3,7 +3,7 @@
 It also keeps books of its own on what this process was granted, so that a grant that was lost, or given back twice, shows.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from time import monotonic_ns, time
 from typing import Final, Protocol
 
@@ -20,6 +20,9 @@ class Table(Protocol):
 
     def account(self, name: str) -> Account:
         """Return the account of a scope, a new one when there was none. Called without the lock."""
+
+    def keep(self, names: Set[str]) -> None:
+        """Take note that no other accounts are in use here."""
 
     def enter(self) -> None:
         """Take the lock."""
@@ -160,6 +163,7 @@ class Ledger:
         self._accounts = {
             name: (wanted.get(name, scope), account) for name, (scope, account) in self._accounts.items() if name in wanted or name in held
         }
+        self._table.keep(wanted.keys() | held)
 
     def standings(self) -> Iterator[tuple[Scope, dict[limits.Limit, float], int]]:
         """Yield each scope that was used with the shares of its limits and its reserved tokens."""

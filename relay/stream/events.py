@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from relay.errors import LIMIT_REACHED, Break, ErrorEvent, Malformation, MalformedResponse, StreamBroken, UpstreamError
+from relay.errors import LIMIT_REACHED, Break, Malformation, MalformedResponse, StreamBroken, UpstreamError
 from relay.exchange import MAX_KEPT, STALL_SECONDS, Operation, Outcome, StreamMeter
-from relay.stream.ends import COMMENT_BYTES, HOLD_EVENT_BYTES, BodyEnd, Port, broken, cut_code
+from relay.stream.ends import COMMENT_BYTES, HOLD_EVENT_BYTES, BodyEnd, Port, broken, cut_code, error_of
 from relay.stream.flow import Flow
 from relay.wire.openai import EventObserver, First
 
@@ -66,7 +66,7 @@ class EventRelay:
             case First.ERROR:
                 error = meter.error
                 assert error is not None
-                self._fail(ErrorEvent(error.status, kind=error.type or "upstream_error", code=error.code))
+                self._fail(error_of(error))
             case First.HELD:
                 if not self._is_holding:
                     self._is_holding = True
