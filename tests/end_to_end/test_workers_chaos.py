@@ -110,7 +110,8 @@ async def test_books_balance_after_kills_disconnects_faults_and_reloads(
     # One that was still dying when it was chosen again ends once.
     assert 1 <= found.value("relay_worker_exits_total", reason="killed") <= kills
     assert not found.nonzero("relay_invariant_violations_total")
-    assert not found.nonzero("relay_worker_exits_total") or found.sum("relay_worker_exits_total") <= kills
+    # One whose start was overtaken by a reload exits; none fails.
+    assert not found.value("relay_worker_exits_total", reason="error")
     logged, counted = len(relay.logs("request")), found.sum("relay_requests_total")
     # A killed worker takes with it what it had not told yet: at most what came in since the last look, never more than was asked.
     assert counted <= count
