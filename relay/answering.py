@@ -43,7 +43,7 @@ def is_unusable(head: ResponseHead, request: ClientRequest) -> bool:
 
 
 def is_replaced(refusal: UpstreamRefused | ErrorEvent, choice: Choice) -> bool:
-    """Tell whether the caller never sees `refusal` as it came, for it is about a credential of the relay (ruling 9)."""
+    """Tell whether the caller never sees `refusal` as it came, for it is about a credential of the relay."""
     if refusal.status not in (401, 402, 403) or choice.target.upstream.is_passthrough:
         return False
     return judge(refusal, choice).blame is not Blame.NOBODY

@@ -319,7 +319,7 @@ def _upstream_answer(error: UpstreamError) -> ErrorAnswer:
 
 
 def _refusal_answer(status: int) -> ErrorAnswer:
-    """Answer for the refusals that are never passed on as they came (ruling 9)."""
+    """Answer for the refusals that are never passed on as they came."""
     if status in (401, 403):
         return upstream_answer(502, "upstream_auth_error")
     if status == 402:

@@ -113,7 +113,7 @@ class Framing(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JsonBody:
-    """What the relay acts on in a strictly parsed request body (ruling 14). Spans are byte offsets into `raw`."""
+    """What the relay acts on in a strictly parsed request body. Spans are byte offsets into `raw`."""
 
     raw: bytes
     model: str | None
