@@ -25,7 +25,7 @@ say on their first page what each is for: begin with `policy` and `transport`.
 Who may import whom (a test checks it), lowest first:
 
     errors <- config <- exchange <- wire, policy <- providers, dialects <- stream
-    stream <- answering, ports <- attempt, turns <- race, heartbeat <- forward
+    stream <- answering, ports <- tunnel, waiting <- attempt, turns <- race, heartbeat <- forward
     catalog <- planning; forward, reception, planning, admission <- gateway <- transport <- app <- workers <- cli
     exchange, usage <- telemetry <- app;  policy <- stores <- app;  wire <- demo <- transport
 
