@@ -262,6 +262,7 @@ class App:
         self._pools.forget_trust()
         self._config = config
         self._metrics.know(config)
+        self._spawn(self._make_series())
         self._targets.know(config)
         self._turns.slots.know(config)
         self._gateway.snapshot = snapshot
@@ -272,6 +273,10 @@ class App:
         self._key_watch.follow(config.key_store)
         self._metrics.loaded(is_good=True, unix_time=time())
 
+    async def _make_series(self) -> None:
+        for _ in self._metrics.make_series():
+            await asyncio.sleep(0)  # streams go on between two routes
+
     def _use_keys(self, stored: Mapping[bytes, Key]) -> None:
         """Put what the file of stored keys now holds in force."""
         assert self._gateway is not None
@@ -279,6 +284,7 @@ class App:
         if config.keys == self._config.keys:
             return
         self._config = config
+        self._metrics.know_keys(config.key_names)
         snapshot = self._gateway.snapshot
         self._gateway.snapshot = replace(snapshot, config=with_stored(snapshot.config, stored))
         if self._accounts is not None:
