@@ -222,6 +222,8 @@ CLIENT_ERRORS: Final[Mapping[str, tuple[int, str, str]]] = {
 LIMIT_CODES: Final = frozenset(code for code, (_, type_, _) in CLIENT_ERRORS.items() if type_ == _LIMITED)
 """Codes of requests that the caller's limits refused."""
 
+LIMIT_REACHED: Final = "limit_reached"
+"""Code of the error event that ends a stream which a limit of the caller's stopped."""
 _UPSTREAM_MESSAGES: Final[Mapping[str, str]] = {
     "upstream_connect_error": "The upstream could not be reached.",
     "upstream_connect_timeout": "The upstream did not accept a connection in time.",
@@ -243,6 +245,7 @@ _UPSTREAM_MESSAGES: Final[Mapping[str, str]] = {
     "upstream_quota": "This relay's account at the upstream has no quota left.",
     "upstream_redirect": "The upstream answered with a redirect, which is never followed.",
     "upstream_error_in_stream": "The upstream reported an error instead of an answer.",
+    LIMIT_REACHED: "A limit of tokens of this API key is reached; the answer is incomplete.",
     "server_shutting_down": "The relay is shutting down; the answer is incomplete.",
     "internal_error": "The relay failed; the answer is incomplete.",
 }
@@ -251,6 +254,11 @@ _UPSTREAM_MESSAGES: Final[Mapping[str, str]] = {
 def upstream_message(code: str) -> str:
     """Return the fixed text for one of the relay's own upstream codes."""
     return _UPSTREAM_MESSAGES[code]
+
+
+def break_error(code: str) -> bytes:
+    """Return the error that ends an answer which broke off in the middle, for one of the relay's own codes."""
+    return encode_error(upstream_message(code), type=_LIMITED if code == LIMIT_REACHED else "upstream_error", code=code)
 
 
 def upstream_answer(status: int, code: str, headers: Mapping[str, str] | None = None) -> ErrorAnswer:
@@ -311,7 +319,7 @@ def _upstream_answer(error: UpstreamError) -> ErrorAnswer:
 
 
 def _refusal_answer(status: int) -> ErrorAnswer:
-    """Answer for the refusals that are never passed on as they came (ruling 9)."""
+    """Answer for the refusals that are never passed on as they came."""
     if status in (401, 403):
         return upstream_answer(502, "upstream_auth_error")
     if status == 402:

@@ -24,7 +24,7 @@ from collections.abc import Set
 from pathlib import Path
 from typing import Final
 
-from relay.policy.limits import ACCOUNT_CELLS, MAX_WORKERS, Account
+from relay.policy.accounts import ACCOUNT_CELLS, MAX_WORKERS, Account
 from relay.stores.ledger import monotonic_ms
 
 _MAGIC: Final = 0x72656C61796C696D

@@ -8,7 +8,8 @@ from time import monotonic_ns, time
 from typing import Final, Protocol
 
 from relay.policy import limits
-from relay.policy.limits import Account, Demand, Grant, Refusal, Scope
+from relay.policy.accounts import Account
+from relay.policy.limits import Demand, Grant, Refusal, Scope
 
 SLOTS_IDENTITY: Final = "slots_taken_are_returned_or_held"
 TOKENS_IDENTITY: Final = "tokens_reserved_are_settled_refunded_or_held"
@@ -74,8 +75,9 @@ class Ledger:
         if isinstance(answer, Grant):
             self._live.add(answer)
             self.taken += 1
-            self.reserved += demand.tokens
-            self.held += demand.tokens
+            # It may have been lowered.
+            self.reserved += answer.demand.tokens
+            self.held += answer.demand.tokens
         return answer
 
     def debit(self, grant: Grant, tokens: int) -> bool:
@@ -85,7 +87,7 @@ class Ledger:
         accounts = self._of(grant)
         self._table.enter()
         try:
-            return limits.debit(accounts, grant, tokens, self._now())
+            return limits.debit(accounts, grant, tokens, self._now(), self._unix_time())
         finally:
             self._table.leave()
 

@@ -4,7 +4,7 @@ import mmap
 from collections.abc import Set
 from typing import Final
 
-from relay.policy.limits import ACCOUNT_CELLS, Account
+from relay.policy.accounts import ACCOUNT_CELLS, Account
 
 _BYTES: Final = 8 * ACCOUNT_CELLS
 MAX_UNUSED: Final = 1_024
