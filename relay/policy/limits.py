@@ -193,25 +193,26 @@ class Account:
 
     def spend(self, budget: Budget, amount: int, unix_time: float) -> None:
         """Count `amount` as used, unless the budget has come to count something else meanwhile."""
-        if self.cells[_KIND] == _kind(budget):
+        if self.cells[_KIND] == kind_of(budget):
             self._turn(budget, unix_time)
             self.cells[_SPENT] += amount
 
     def _turn(self, budget: Budget, unix_time: float) -> None:
         cells = self.cells
         period = period_of(budget.period, unix_time)
-        if cells[_KIND] == _kind(budget) and period <= cells[_PERIOD]:
+        if cells[_KIND] == kind_of(budget) and period <= cells[_PERIOD]:
             if period < cells[_PERIOD] - 1:
                 # The clock had been far ahead: what was spent still counts, but the next period shall begin on time.
                 cells[_PERIOD] = period
             return
-        cells[_KIND] = _kind(budget)
+        cells[_KIND] = kind_of(budget)
         cells[_PERIOD] = period
         cells[_SPENT] = 0
 
 
-def _kind(budget: Budget) -> int:
-    return 1 + 2 * (budget.period is Period.MONTH) + budget.is_money
+def kind_of(budget: Budget | None) -> int:
+    """Return a number for what a budget counts, and over which period; 0 for none."""
+    return 0 if budget is None else 1 + 2 * (budget.period is Period.MONTH) + budget.is_money
 
 
 def period_of(period: Period, unix_time: float) -> int:
@@ -242,7 +243,7 @@ def admit(accounts: Sequence[Account], demand: Demand, now: int, unix_time: floa
             if worst is None or wait > worst[0]:
                 worst = (wait, limit, scope)
     if worst is None:
-        return _take(accounts, demand, now)
+        return take(accounts, demand, now)
     wait, limit, refused = worst
     requests, tokens = _standings(accounts, demand.scopes, now)
     return Refusal(limit=limit, scope=refused, wait_ms=None if wait == _NEVER else int(wait), requests=requests, tokens=tokens)
@@ -285,7 +286,8 @@ def _of_budget(budget: Budget | None, tokens: int, cost: int) -> int:
     return cost if budget.is_money else tokens
 
 
-def _take(accounts: Sequence[Account], demand: Demand, now: int) -> Grant:
+def take(accounts: Sequence[Account], demand: Demand, now: int) -> Grant:
+    """Take what `demand` asks for, whether there is room or not: somebody else has admitted it."""
     grant = Grant(demand)
     tokens, cost = demand.tokens, demand.cost
     for account, scope in zip(accounts, demand.scopes, strict=True):
@@ -367,14 +369,14 @@ def release(accounts: Sequence[Account], grant: Grant, now: int, unix_time: floa
 
 
 def used_shares(account: Account, limits: Limits, now: int, unix_time: float) -> dict[Limit, float]:
-    """Return the used share of each limit."""
+    """Return the used share of each limit that allows anything."""
     shares: dict[Limit, float] = {}
-    if limits.rpm is not None:
+    if limits.rpm:
         shares[Limit.RPM] = account.requests.total(now) / limits.rpm
-    if limits.tpm is not None:
+    if limits.tpm:
         shares[Limit.TPM] = account.tokens.total(now) / limits.tpm
-    if limits.concurrency is not None:
+    if limits.concurrency:
         shares[Limit.CONCURRENCY] = account.slots / limits.concurrency
-    if limits.budget is not None:
+    if limits.budget is not None and limits.budget.amount:
         shares[Limit.BUDGET] = 1 - account.left(limits.budget, unix_time) / limits.budget.amount
     return shares
