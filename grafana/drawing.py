@@ -21,7 +21,7 @@ NAMED: Final[Mapping[str, str]] = {"green": "#299c46", "orange": "#e0752d", "red
 GREY: Final = "#6a737b"
 COLUMN_INCHES: Final = 0.58
 ROW_INCHES: Final = 0.34
-COLOURS: Final = 96
+COLOURS: Final = 64
 """Of the palette that the files are reduced to: the pictures stay small."""
 Json = dict[str, Any]
 Series = list[tuple[str, list[float], list[float]]]
@@ -62,7 +62,7 @@ def draw_panel(figure: Figure, panel: Json, box: tuple[float, float, float, floa
     card.set_yticks([])
     for spine in card.spines.values():
         spine.set_color("#d8dadc")
-    figure.text(x + 0.14 * inch_x, y + height - 0.19 * inch_y, panel["title"], fontsize=8.5, color="#24292e", va="center", weight="medium")
+    figure.text(x + 0.14 * inch_x, y + height - 0.19 * inch_y, panel["title"], fontsize=8.5, color="#24292e", va="center", weight="bold")
     series = named_series(panel, answers)
     if panel["type"] == "stat":
         draw_stat(figure, card, panel, series, box)
@@ -71,7 +71,7 @@ def draw_panel(figure: Figure, panel: Json, box: tuple[float, float, float, floa
         draw_table(card, answers)
         return
     is_timeline = panel["type"] in ("state-timeline", "bargauge")
-    left = (1.25 if is_timeline else 0.72) * inch_x
+    left = (1.65 if is_timeline else 0.72) * inch_x
     axes = figure.add_axes((x + left, y + 0.72 * inch_y, width - left - 0.2 * inch_x, height - 1.12 * inch_y))
     axes.tick_params(length=0, colors=GREY, labelsize=7)
     axes.grid(color="#e6e8ea", linewidth=0.5)
@@ -86,7 +86,7 @@ def draw_panel(figure: Figure, panel: Json, box: tuple[float, float, float, floa
         case "state-timeline":
             draw_states(axes, series)
         case "bargauge":
-            draw_bars(axes, series)
+            draw_bars(axes, panel, series)
 
 
 def named_series(panel: Json, answers: Mapping[str, Any]) -> Series:
@@ -148,22 +148,32 @@ def draw_lines(axes: Axes, panel: Json, series: Series) -> None:
                 axes.axhline(step["value"], color=NAMED[step["color"]], linewidth=0.8, linestyle=(0, (4, 3)))
     finish(axes, panel, grid)
     if series:
-        shown = min(len(series), 8)
-        handles, labels = axes.get_legend_handles_labels()
-        axes.legend(
-            handles[:shown],
-            labels[:shown],
-            loc="upper left",
-            bbox_to_anchor=(-0.09, -0.115),
-            ncols=min(4, shown) if max(map(len, labels[:shown])) < 16 else 2,
-            frameon=False,
-            fontsize=6.8,
-            labelcolor="#3b4147",
-            handlelength=1.1,
-            columnspacing=1.0,
-            labelspacing=0.2,
-            borderpad=0,
-        )
+        write_legend(axes)
+
+
+def write_legend(axes: Axes) -> None:
+    """Write up to eight names below the axes, in as many columns as fit."""
+    handles, labels = axes.get_legend_handles_labels()
+    handles, labels = handles[:8], labels[:8]
+    inches = axes.get_position().width * axes.figure.get_figwidth() + 0.6
+    columns = max(1, min(len(labels), int(inches / (0.32 + 0.062 * max(map(len, labels))))))
+    rows = -(-len(labels) // columns)
+    if rows > 2:
+        handles, labels = handles[: 2 * columns], labels[: 2 * columns]
+    axes.legend(
+        handles,
+        labels,
+        loc="upper left",
+        bbox_to_anchor=(-0.6 / (inches - 0.6), -0.115),
+        ncols=columns,
+        frameon=False,
+        fontsize=6.8,
+        labelcolor="#3b4147",
+        handlelength=1.1,
+        columnspacing=1.0,
+        labelspacing=0.25,
+        borderpad=0,
+    )
 
 
 def draw_heatmap(axes: Axes, panel: Json, series: Series) -> None:
@@ -211,14 +221,14 @@ def draw_states(axes: Axes, series: Series) -> None:
         axes.text(0.22 * index, -0.24, f"■ {state}", transform=axes.transAxes, color=NAMED[colour], fontsize=7)
 
 
-def draw_bars(axes: Axes, series: Series) -> None:
+def draw_bars(axes: Axes, panel: Json, series: Series) -> None:
     """Draw the last value of each series as a bar."""
     series = sorted(series, key=lambda each: each[2][-1])
     values = [values[-1] for _, _, values in series]
-    axes.barh(range(len(series)), values, height=0.5, color=PALETTE[0])
+    axes.barh(range(len(series)), values, height=0.5, color=[stepped(panel, value) for value in values])
     axes.set_yticks(range(len(series)), [label for label, _, _ in series])
     axes.set_ylim(-0.6, max(len(series), 3) - 0.4)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: written(value, "short", None)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: written(value, unit(panel), None)))
 
 
 def draw_table(card: Axes, answers: Mapping[str, Any]) -> None:

@@ -94,7 +94,10 @@ class Worker:
         return self.chance.choice(PROMPTS)
 
 
+QUEUE: Final = Deed(weight=8, do=lambda worker: worker.ask("narrow", worker.prompt, max_tokens=8))
+"""What all workers begin with at once, so that they meet in a queue."""
 DEEDS: Final[Sequence[Deed]] = (
+    QUEUE,
     Deed(weight=15, do=lambda worker: worker.ask("chat", worker.prompt)),
     Deed(weight=30, do=lambda worker: worker.ask("fast", worker.prompt)),
     Deed(weight=6, do=lambda worker: worker.ask("reasoner", worker.prompt, max_tokens=40)),
@@ -125,7 +128,7 @@ def run_load(relay: str, keys: Sequence[str], *, workers: int, is_over: Callable
     for number in range(workers):
         worker = Worker(relay, keys[number % len(keys)], random.Random(number))  # noqa: S311  # the same ones every time
         first = number * 2 % len(DEEDS)
-        deeds = (*DEEDS[first:], *DEEDS[:first])
+        deeds = (QUEUE, *DEEDS[first:], *DEEDS[:first])
         threads.append(threading.Thread(target=worker.run, args=(deeds, is_over, pause), daemon=True))
     for thread in threads:
         thread.start()

@@ -178,14 +178,21 @@ def throughput() -> Row:
                     Query(expr=quantile_of(quantile, "relay_request_tokens", F, "type"), legend=f"p{quantile * 100:g} {{{{type}}}}")
                     for quantile in (0.5, 0.95)
                 ),
-                width=12,
             ),
             Panel(
-                title="In flight by route",
-                about="Requests being served.",
-                queries=(Query(expr=f"sum by (route) (relay_requests_in_flight{{{F}}})", legend="{{route}}"),),
-                width=12,
+                title="In flight and queued",
+                about="Requests being served, and those that wait for a place at an upstream.",
+                queries=(
+                    Query(expr=f"sum by (route) (relay_requests_in_flight{{{F}}})", legend="{{route}}"),
+                    Query(expr=f"sum by (route) (relay_requests_queued{{{F}}})", legend="{{route}} queued"),
+                ),
                 is_stacked=True,
+            ),
+            Panel(
+                title="Queue wait p95",
+                about="How long requests waited for a place at an upstream before it was called.",
+                unit="s",
+                queries=(Query(expr=quantile_of(0.95, "relay_queue_wait_seconds", F, "route"), legend="{{route}}"),),
             ),
         ),
     )

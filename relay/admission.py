@@ -11,7 +11,7 @@ from typing import Final
 
 from relay.config.tree import Key, Limits, Price, Route
 from relay.errors import ClientError
-from relay.exchange import JSON_OPERATIONS, Attempt, ClientRequest, Exchange, Outcome, Usage, UsageSource
+from relay.exchange import JSON_OPERATIONS, Attempt, ClientRequest, Exchange, Operation, Outcome, Usage, UsageSource
 from relay.policy.estimates import Answers, Ratios, cost_of, price_of, prompt_tokens, said_answer
 from relay.policy.limits import Demand, Grant, Limit, Refusal, Scope, Standing
 from relay.policy.patience import MAX_ADVISED_SECONDS
@@ -27,6 +27,7 @@ _CODES: Final[Mapping[Limit, str]] = {
     Limit.CONCURRENCY: "concurrency_limited",
     Limit.BUDGET: "budget_exhausted",
 }
+_TELLS_WHEN_ASKED: Final = frozenset({Operation.CHAT, Operation.COMPLETIONS})
 _NEVER: Final = "This request asks for more than the limit allows at all: shorten it, or ask for a shorter answer (`max_tokens`)."
 _UNPRICED: Final = "This key has a budget in US dollars, and the relay knows no price for this model."
 
@@ -71,6 +72,7 @@ class Admission:
         Raises ClientError: rate_limit_rpm, rate_limit_tpm, concurrency_limited, budget_exhausted.
         """
         key, route = exchange.request.key, plan.route
+        exchange.adds_usage = route.always_asks_usage and _can_add_usage(exchange.request)
         if route.limits is None and (key is None or (key.limits is None and not key.route_limits)):
             return None
         allowance = self._allowance(key, route)
@@ -83,6 +85,7 @@ class Admission:
             exchange.refused_by = answer.scope.prefix + answer.limit.value
             raise _refusal(answer)
         if allowance.counts_tokens:
+            exchange.adds_usage = _can_add_usage(exchange.request)
             exchange.debit = partial(self._limiter.debit, answer)
         return Ticket(grant=answer, allowance=allowance, estimated=estimated)
 
@@ -200,6 +203,12 @@ def _token_bounds(limits: Limits) -> list[int]:
     if limits.budget is not None and not limits.budget.is_money:
         bounds.append(limits.budget.amount)
     return bounds
+
+
+def _can_add_usage(request: ClientRequest) -> bool:
+    """Tell whether the answer is a stream that says what it used only when asked to, and nobody asked."""
+    body = request.body
+    return body is not None and body.stream and not body.include_usage and request.operation in _TELLS_WHEN_ASKED
 
 
 def _served_by(exchange: Exchange) -> tuple[str, str]:

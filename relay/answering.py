@@ -2,24 +2,24 @@
 
 from time import time
 
-from relay.config.tree import Upstream
 from relay.errors import UpstreamRefused, encode_error, error_answer, upstream_message
-from relay.exchange import JSON_OPERATIONS, ClientRequest, Operation, Outcome, ResponseHead, StreamMeter
+from relay.exchange import JSON_OPERATIONS, Attempt, ClientRequest, Exchange, Operation, Outcome, ResponseHead
 from relay.policy.backoff import retry_after
 from relay.policy.refusals import Blame
 from relay.policy.routing import Choice
 from relay.policy.verdicts import judge
-from relay.stream import BodyRelay, EventRelay, HoldBudget, OpaqueRelay, Port, WholeRelay
+from relay.stream import BodyRelay, EventRelay, HoldBudget, OpaqueRelay, Port, WholeRelay, WithoutUsage
 from relay.wire.faults import ErrorWords, error_envelope, parse_error
 from relay.wire.openai import error_event
 
 
-def choose_relay(
-    port: Port, meter: StreamMeter, budget: HoldBudget, request: ClientRequest, head: ResponseHead, upstream: Upstream
-) -> BodyRelay:
+def choose_relay(port: Port, exchange: Exchange, attempt: Attempt, budget: HoldBudget, head: ResponseHead) -> BodyRelay:
     """Return the relay for the body of `head`: events, an answer that is held until it is whole, or bytes that pass at once."""
+    request, meter, upstream = exchange.request, attempt.meter, attempt.target.upstream
     is_ok = head.status < 300 or head.status == 304
     if is_ok and not head.is_encoded and _looks_like_events(request, head):
+        if exchange.adds_usage and not upstream.no_stream_options:
+            port = WithoutUsage(port, exchange)
         return EventRelay(port, meter, request.operation, can_lack_done=upstream.done_optional)
     is_json = is_ok and request.operation in JSON_OPERATIONS
     if request.is_head or head.status in (204, 304) or not (is_json or not is_ok or head.content_type == b"application/json"):

@@ -124,6 +124,7 @@ class Attempting:
 
     async def run(self, upstreams: Upstreams, request: UpstreamRequest, upload: Upload | None, *, is_fresh: bool) -> RelayError | None:
         """Make the attempt; return None when the answer is over, else why nothing reached the client."""
+        self.attempt.span = request.span
         phase, left = time_left(self._exchange, self._timeouts, monotonic(), self._deadline_at)
         if left <= 0:
             return UpstreamTimeout(phase)
@@ -204,7 +205,7 @@ class Attempting:
         elif is_unusable(head, self._exchange.request):
             self.failed(MalformedResponse(Malformation.BAD_RESPONSE))
             return
-        self.relay = choose_relay(self, self.attempt.meter, self._budget, self._exchange.request, head, self._choice.target.upstream)
+        self.relay = choose_relay(self, self._exchange, self.attempt, self._budget, head)
         if isinstance(self.relay, OpaqueRelay):
             self.relay.begin()
 
@@ -386,8 +387,7 @@ class Attempting:
             self._timeouts,
             now,
             is_begun=self.is_open,
-            # A caller that hears comments does not give up.
-            deadline_at=inf if self._exchange.is_begun_early else self._deadline_at,
+            deadline_at=self._deadline_at,
             is_holding=isinstance(self.relay, EventRelay),
             is_open=self._sink.is_paused,
             upload_since=(now if full_since is None else full_since) if self.is_uploading else None,

@@ -17,7 +17,7 @@ from relay.heartbeat import Heart, takes_comments
 from relay.policy.course import Course, Step
 from relay.policy.hedging import delay_of
 from relay.policy.lessons import bounded, learn, learn_beaten, prompt_bytes
-from relay.policy.patience import patience_of
+from relay.policy.patience import Patience, patience_of
 from relay.policy.retries import RetryBudget, is_repeatable
 from relay.policy.routing import Choice, RoutePlan
 from relay.policy.slots import Claim
@@ -63,10 +63,13 @@ class Forwarder:
         exchange.move(State.TRYING)
         work = Work(exchange, plan, sink, encode, upload)
         plan.slots = self._turns.slots
-        course = Course(plan, self._targets, self._retries, work.patience, can_repeat=work.can_repeat, chance=self._chance)
         settings = plan.route.heartbeat
         if settings is not None and takes_comments(exchange.request):
+            if max(settings.after, settings.every) < work.patience.deadline_at - exchange.request.received_at:
+                # A caller's timeout is that of a single wait: one that hears comments in time does not give up.
+                work.patience = Patience(retry_count=work.patience.retry_count)
             work.heart = Heart(exchange, sink, settings)
+        course = Course(plan, self._targets, self._retries, work.patience, can_repeat=work.can_repeat, chance=self._chance)
         try:
             await self._run(work, course)
         finally:

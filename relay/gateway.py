@@ -93,6 +93,7 @@ class Gateway:
         make_id: Callable[[], str],
         chance: Callable[[], float] = lambda: 0.5,
         lateness: Lateness = lambda start, end: 0.0,
+        is_recording: bool = False,
         siblings: Siblings | None = None,
     ) -> None:
         """Order targets by what is known of `targets`; `chance` gives numbers in [0, 1), `lateness` tells how late the loop was.
@@ -108,7 +109,7 @@ class Gateway:
         self._chance = chance
         self._credential = credential
         self._lateness = lateness
-        self._reception = Reception(make_id)
+        self._reception = Reception(make_id, is_recording=is_recording)
         self._planner = Planner(targets, chance, siblings)
 
     async def serve(self, arrival: Arrival, client: Client) -> None:
@@ -161,6 +162,7 @@ class Gateway:
                 upload_length=arrival.content_length,
                 is_upload=upload is not None,
                 span=span_id(self._chance()),
+                asks_usage=exchange.adds_usage,
             )
 
         prices = snapshot.config.prices

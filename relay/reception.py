@@ -48,9 +48,11 @@ class Arrival(Protocol):
 class Reception:
     """Turns arrivals into requests."""
 
-    __slots__ = ("_guesses", "_make_id")
+    __slots__ = ("_guesses", "_is_recording", "_make_id")
 
-    def __init__(self, make_id: Callable[[], str]) -> None:
+    def __init__(self, make_id: Callable[[], str], *, is_recording: bool = False) -> None:
+        """Give requests ids of `make_id`; `is_recording` tells whether traces that begin here are recorded."""
+        self._is_recording = is_recording
         self._guesses = Guesses()
         self._make_id = make_id
 
@@ -118,7 +120,7 @@ class Reception:
             model=model,
             key=key,
             is_stream=body is not None and body.stream,
-            trace=read_trace(arrival.headers, request_id),
+            trace=read_trace(arrival.headers, request_id, is_recording=self._is_recording),
         )
 
     def unread(self, arrival: Arrival, key: Key | None, begun_at: float) -> Exchange:

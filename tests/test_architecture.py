@@ -71,6 +71,7 @@ HOME_OF: Final[dict[str, frozenset[str]]] = {
     "aiohttp": frozenset({"transport", "app"}),
     "aiohappyeyeballs": frozenset({"transport"}),
     "httptools": frozenset({"transport"}),
+    "opentelemetry": frozenset({"telemetry"}),
     "prometheus_client": frozenset({"telemetry"}),
     "pydantic": frozenset({"config"}),
     "uvloop": frozenset({"app"}),

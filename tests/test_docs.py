@@ -6,6 +6,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
+import pytest
+
 from relay.config import load
 from relay.config.tree import Server, Timeouts
 from relay.errors import (
@@ -27,7 +29,7 @@ from relay.errors import (
     UpstreamTimeout,
     error_answer,
 )
-from relay.exchange import BAD, GOOD, Outcome
+from relay.exchange import BAD, GOOD, AttemptResult, Blame, Operation, Outcome, UsageSource
 from relay.telemetry.families import all_families
 
 ROOT: Final = Path(__file__).parent.parent
@@ -107,6 +109,20 @@ def test_metrics_are_documented_with_their_types_and_labels() -> None:
     written = {row[0].strip("`"): (row[1], row[2].replace("`", "")) for row in rows((ROOT / "docs/metrics.md").read_text())}
     declared = {family.name: (family.kind.value, ", ".join(family.labels)) for family in all_families()}
     assert {name: written[name] for name in declared} == declared
+
+
+@pytest.mark.parametrize(
+    ("start", "values"),
+    [
+        ("- `operation`:", {operation.value for operation in Operation}),
+        ("- `result` of attempts:", {result.value for result in AttemptResult}),
+        ("- `blame`:", {blame.value for blame in Blame}),
+        ("- `source`:", {source.value for source in UsageSource}),
+    ],
+)
+def test_label_values_are_documented_as_the_code_has_them(start: str, values: set[str]) -> None:
+    (line,) = [line for line in (ROOT / "docs/metrics.md").read_text().splitlines() if line.startswith(start)]
+    assert set(re.findall(r"`(\w+)`", line.removeprefix(start))) == values
 
 
 def seconds(text: str) -> float:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from time import monotonic, time
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from relay import __version__
 from relay.app.accounts import Accounts
@@ -29,7 +29,7 @@ from relay.catalog import Catalog
 from relay.config.addresses import is_loopback
 from relay.config.keys import with_stored
 from relay.config.listening import needs_keys
-from relay.config.tree import Config, HealthCheck, Key, Kind, Target, Timeouts, Upstream, Usage
+from relay.config.tree import Config, HealthCheck, Key, Kind, Target, Timeouts, Tracing, Upstream, Usage
 from relay.errors import ConnectFailed
 from relay.exchange import Outcome
 from relay.forward import Forwarder
@@ -54,6 +54,9 @@ from relay.transport.listener import RelayServer
 from relay.transport.upstream import UpstreamPools
 from relay.turns import Turns
 from relay.usage import UsageLedger
+
+if TYPE_CHECKING:
+    from relay.telemetry.spans import Spans
 
 FAST_EXIT_SECONDS: Final = 1.0
 
@@ -115,7 +118,8 @@ class App:
             identities=(SLOTS_IDENTITY, TOKENS_IDENTITY),
         )
         self._usage = None if config.usage is None else _usage_log(config.usage, self._log)
-        self._observers = Observers((self._metrics, self._request_log, *(() if self._usage is None else (self._usage,))))
+        self._spans = _spans(config.tracing, self._log)
+        self._observers = Observers(each for each in (self._metrics, self._request_log, self._usage, self._spans) if each is not None)
         self._accounts: Accounts | None = None
         self._lateness = Lateness()
         self._lag: LagTimer | None = None
@@ -150,6 +154,7 @@ class App:
             credential=self._credentials.current,
             make_id=lambda: secrets.token_hex(16),
             lateness=self._lateness.between,
+            is_recording=self._spans is not None,
             siblings=self._crew,
         )
         has_own = config.metrics.host is not None
@@ -328,11 +333,25 @@ class App:
         await asyncio.sleep(0)
         if self._usage is not None:
             self._usage.close()
+        if self._spans is not None:
+            await asyncio.to_thread(self._spans.close)
         self._writer.close()
 
 
 def _usage_log(settings: Usage, log: Any) -> UsageLog:
     return UsageLog(lambda: UsageLedger(settings.store), settings.keep_days * 24, log)
+
+
+def _spans(settings: Tracing, log: Any) -> "Spans | None":
+    """Return what exports spans, None where nobody wants them or the extra for it is missing: a quarter of a second to import."""
+    if settings.otlp is None:
+        return None
+    try:
+        from relay.telemetry.spans import Spans, make_exporter
+    except ImportError:
+        log.warning("tracing", message="no spans are sent: that needs the extra otel (pip install relay[otel])")
+        return None
+    return Spans(make_exporter(settings.otlp), __version__, chance=random.random, clock=lambda: time() - monotonic())
 
 
 def _with_demo(config: Config, url: str) -> Config:

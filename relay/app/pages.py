@@ -37,10 +37,10 @@ class Pages:
         return 200, _JSON, b'{"status":"ok"}'
 
     async def _ready(self, headers: Headers) -> tuple[int, bytes, bytes]:
-        if self._is_stopping():
-            return 503, _JSON, b'{"status":"draining"}'
         if self._crew is not None:
             return await self._crew.page("/readyz", "")
+        if self._is_stopping():
+            return 503, _JSON, b'{"status":"draining"}'
         return 200, _JSON, b'{"status":"ready"}'
 
     async def _scrape(self, headers: Headers) -> tuple[int, bytes, bytes]:

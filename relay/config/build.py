@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path as FilePath
 
-from relay.config import models
+from relay.config import models, telling
 from relay.config.allowance import check_priced, prices_of
 from relay.config.keys import build_keys
 from relay.config.listening import Override, needs_keys, place_metrics
@@ -13,7 +13,7 @@ from relay.config.problems import did_you_mean, shown
 from relay.config.report import Report
 from relay.config.routes import RouteBuilder, merge_timeouts
 from relay.config.sections import Draft
-from relay.config.tree import Config, Route, Server, Slo, Timeouts, Upstream, Usage
+from relay.config.tree import Config, Route, Server, Slo, Timeouts, Tracing, Upstream, Usage
 
 
 def build(
@@ -48,6 +48,7 @@ def build(
         keys=keys,
         key_store=key_store,
         metrics=replace(place_metrics(draft.metrics.listen, listen), slo=_slo(draft.metrics.slo), label_values=draft.metrics.label_values),
+        tracing=Tracing(otlp=draft.tracing.otlp or environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None),
         usage=usage,
         prices=prices,
         state_dir=None if draft.state_dir is None else str(folder / draft.state_dir),
@@ -72,7 +73,7 @@ def _server(given: models.Server, host: str, port: int) -> Server:
     )
 
 
-def _slo(given: models.Slo) -> Slo:
+def _slo(given: telling.Slo) -> Slo:
     return Slo(ttft=given.ttft, availability=given.availability)
 
 

@@ -45,6 +45,7 @@ def _enum(words: Iterable[str]) -> WithJsonSchema:
 _KINDS: Final = ("openai", "demo")
 _LOOPS: Final = ("auto", "uvloop", "asyncio")
 _CAUSES: Final = tuple(cause.value for cause in FallbackCause)
+_USAGE_ASKED: Final = ("limited", "always")
 _STRATEGIES: Final = tuple(strategy.value for strategy in Strategy)
 
 Text = Annotated[str, PlainValidator(values.parse_text), _text()]
@@ -91,6 +92,7 @@ Kind = Annotated[str, _one_of(_KINDS), _enum(_KINDS)]
 Loop = Annotated[str, _one_of(_LOOPS), _enum(_LOOPS)]
 Vendor = Annotated[str, _one_of(vendors.NAMES), _enum(vendors.NAMES)]
 CauseName = Annotated[str, _one_of(_CAUSES), _enum(_CAUSES)]
+UsageAsked = Annotated[str, _one_of(_USAGE_ASKED), _enum(_USAGE_ASKED)]
 StrategyName = Annotated[str, _one_of(_STRATEGIES), _enum(_STRATEGIES)]
 
 

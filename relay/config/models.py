@@ -14,7 +14,6 @@ from relay.config.fields import (
     STRICT,
     TARGET,
     Affinity,
-    Availability,
     BaseUrl,
     Budget,
     CauseName,
@@ -23,7 +22,6 @@ from relay.config.fields import (
     Digest,
     Duration,
     Expiry,
-    FirstContent,
     HeaderName,
     HedgeAfter,
     HedgeShare,
@@ -41,6 +39,7 @@ from relay.config.fields import (
     Switch,
     TargetName,
     Text,
+    UsageAsked,
     Vendor,
     Weight,
     Workers,
@@ -48,17 +47,16 @@ from relay.config.fields import (
     or_variable,
     setting,
 )
+from relay.config.telling import Metrics, Tracing
 from relay.config.tree import Affinity as AffinityValue
 from relay.config.waits import TargetTimeouts as TargetTimeouts
 from relay.config.waits import Timeouts as Timeouts
-
-_STRICT: Final = STRICT
 
 
 class Server(BaseModel):
     """The listener and its limits."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     listen: Listen = setting(
         ("127.0.0.1", 8080),
@@ -82,7 +80,7 @@ class Server(BaseModel):
 class Upstream(BaseModel):
     """An origin the relay calls. A known name brings its base_url."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     kind: Kind = setting("openai", "How to speak to it; `demo` is a simulator inside the relay.", "openai", "demo", shown="openai")
     base_url: BaseUrl | None = setting(
@@ -108,6 +106,7 @@ class Upstream(BaseModel):
     ca_file: Text | None = setting(None, "Certificates (PEM) to trust for it instead of the system's.", "/etc/ssl/private-ca.pem")
     proxy: Proxy | None = setting(None, "Proxy to reach it through. Left out: HTTPS_PROXY and NO_PROXY for https.", "http://proxy:3128")
     done_optional: Switch = setting(False, "Whether its streams may end after a finish_reason without [DONE].", False, shown=False)
+    no_stream_options: Switch = setting(False, "Whether it refuses stream_options, and so is never asked for usage.", False, shown=False)
     vendor: Vendor | None = setting(
         None,
         "Whose API it is, for its error codes and rate limit headers. Left out: told by its name or address, else openai.",
@@ -124,7 +123,7 @@ _A_TARGET: Final = "one target written as upstream/model, such as openai/gpt-4.1
 class Target(BaseModel):
     """An upstream and the model's name there: just that, as upstream/model, or a mapping with more."""
 
-    model_config = _STRICT | ConfigDict(json_schema_extra={"type": ["string", "object"], "pattern": or_variable(TARGET)})
+    model_config = STRICT | ConfigDict(json_schema_extra={"type": ["string", "object"], "pattern": or_variable(TARGET)})
 
     to: TargetName = Field(description="The target, as upstream/model.", examples=["openai/gpt-4.1-mini"])
     weight: Weight = setting(1, "Its share among the targets of `balance`.", 3, shown=1)
@@ -143,7 +142,7 @@ class Target(BaseModel):
 class Hedge(BaseModel):
     """When a backup attempt starts on another target beside one that is slow."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     after: HedgeAfter = setting(
         None,
@@ -160,7 +159,7 @@ class Hedge(BaseModel):
 class Heartbeat(BaseModel):
     """Comments for clients that would give up on a silent stream."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     after: Duration = setting(
         15.0, "How long a stream may be silent before the answer is begun. Up to then errors are real statuses.", "15s", shown="15s"
@@ -196,7 +195,7 @@ _BUDGET: Final = setting(None, "Tokens or US dollars per day or month (UTC). Dol
 class Limits(BaseModel):
     """What may be asked for; each is exact, and what is left out is not limited."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     rpm: Count | None = _RPM
     tpm: Count | None = _TPM
@@ -207,7 +206,7 @@ class Limits(BaseModel):
 class KeyLimits(BaseModel):
     """What a key may ask for, in all and on single routes."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     rpm: Count | None = _RPM
     tpm: Count | None = _TPM
@@ -219,7 +218,7 @@ class KeyLimits(BaseModel):
 class Prices(BaseModel):
     """What a model costs, in US dollars per million tokens."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     input: Price = Field(description="Per million tokens of the prompt.", examples=[0.4])
     output: Price = Field(description="Per million tokens of the answer, reasoning included.", examples=[1.6])
@@ -229,7 +228,7 @@ class Prices(BaseModel):
 class Route(BaseModel):
     """Where a model's name leads: one target, a list of them tried in order, or a mapping with `to` or `balance`."""
 
-    model_config = _STRICT | ConfigDict(json_schema_extra=_accept_short_forms)
+    model_config = STRICT | ConfigDict(json_schema_extra=_accept_short_forms)
 
     to: Targets = _targets("Targets tried in order, top to bottom.", ["openai/gpt-4.1-mini", "dashscope/qwen-plus"], "openai/gpt-4.1-mini")
     balance: list[Target] = setting(
@@ -260,6 +259,12 @@ class Route(BaseModel):
     heartbeat: Heartbeat | None = setting(None, "Sends comments into silent streams. Left out: never.", {"after": "15s", "every": "15s"})
     timeouts: Timeouts = setting(Timeouts(), "Timeouts that differ on this route, for all its targets.", {"first_token": "45s"})
     limits: Limits = setting(Limits(), "Limits for all its callers together.", {"rpm": 600, "concurrency": 32})
+    usage: UsageAsked = setting(
+        "limited",
+        "Which streams are asked for their usage although the client did not: those whose tokens are limited, or always.",
+        "always",
+        shown="limited",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -270,7 +275,7 @@ class Route(BaseModel):
 class PreviousHash(BaseModel):
     """The hash that a key had before it was rotated, good for a while longer."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     hash: Digest = Field(
         description="SHA-256 of the old key, as sha256: and 64 hexadecimal digits.",
@@ -283,7 +288,7 @@ class PreviousHash(BaseModel):
 class Key(BaseModel):
     """A virtual key: who may call."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     key: Credential | None = setting(None, "The key itself; `hash` is safer.", "${ALICE_KEY}", is_secret=True)
     hash: Digest | None = setting(None, "SHA-256 of the key, as sha256: and 64 hexadecimal digits.", "sha256:" + "0" * 64, is_secret=True)
@@ -296,47 +301,19 @@ class Key(BaseModel):
     limits: KeyLimits = setting(KeyLimits(), "What it may ask for.", {"rpm": 60, "tpm": "100k", "concurrency": 4, "budget": "20 USD/month"})
 
 
-class Slo(BaseModel):
-    """What is promised to those who call; `relay rules` makes alerts of it."""
-
-    model_config = _STRICT
-
-    ttft: FirstContent = setting(2.0, "How soon 95 % of streams should show their first content.", "2s", shown="2s")
-    availability: Availability = setting(
-        0.995,
-        "Share of requests that should be answered whole, over 30 days. What a caller did wrong counts for neither side.",
-        "99.5%",
-        shown="99.5%",
-    )
-
-
 class Usage(BaseModel):
     """The usage ledger: what was used, by hour, key, route and upstream. `relay usage` reads it."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     store: Text = Field(description="File of the ledger; made when it is not there.", examples=["usage.db"])
     keep_days: Count = setting(400, "How many days it goes back; older hours are forgotten.", 90, shown=400)
 
 
-class Metrics(BaseModel):
-    """Where metrics are served, and what they are measured against."""
-
-    model_config = _STRICT
-
-    listen: Listen | None = setting(
-        None, "Address of /metrics. Left out: the main listener when that is loopback, else 127.0.0.1:9464.", "127.0.0.1:9464"
-    )
-    slo: Slo = setting(Slo(), "What is promised to those who call.", {"ttft": "2s", "availability": "99.5%"})
-    label_values: Count = setting(
-        200, "How many routes, upstreams or keys are told apart in metrics; further ones count as `_other`.", 500, shown=200
-    )
-
-
 class Settings(BaseModel):
     """The whole file."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     server: Server = setting(Server(), "The listener and its limits.", {"listen": "127.0.0.1:8080"})
     upstreams: dict[str, Upstream] = Field(
@@ -367,4 +344,5 @@ class Settings(BaseModel):
     )
     metrics: Metrics = setting(Metrics(), "Where metrics are served, and what they are measured against.", {"listen": "127.0.0.1:9464"})
     usage: Usage | None = setting(None, "Where to keep what was used. Left out: nowhere.", {"store": "usage.db"})
+    tracing: Tracing = setting(Tracing(), "Where spans are sent.", {"otlp": "http://127.0.0.1:4318"})
     default_model: Model | None = setting(None, "The model of requests that name none.", "fast")

@@ -14,7 +14,7 @@ from relay.config.routes import merge_timeouts
 from relay.config.tree import HealthCheck, Kind, Secret, Timeouts, Upstream, UpstreamLimits
 from relay.config.values import parse_secret
 from relay.config.variables import read_small_file
-from relay.config.vendors import VENDORS, vendor_of
+from relay.config.vendors import STRICT_STREAMS, VENDORS, vendor_of
 
 _PASSTHROUGH: Final = "passthrough"
 _KEY_WOULD_LEAVE: Final = (
@@ -53,6 +53,7 @@ def build_upstream(name: str, settings: models.Upstream, around: Surroundings, r
         report.add((*path, "base_url"), "this is the address the relay listens on: it would call itself")
     _check_credential(name, settings, base_url, around, report)
     is_passthrough = _is_passthrough(settings)
+    vendor = settings.vendor or vendor_of(name, base_url)
     return Upstream(
         name=name,
         base_url=base_url,
@@ -65,7 +66,8 @@ def build_upstream(name: str, settings: models.Upstream, around: Surroundings, r
         ca_file=_ca_file(path, settings, around.folder, report),
         proxy=settings.proxy or _proxy(path, base_url, around.environ, report),
         done_optional=settings.done_optional,
-        vendor=settings.vendor or vendor_of(name, base_url),
+        no_stream_options=settings.no_stream_options or vendor in STRICT_STREAMS,
+        vendor=vendor,
         timeouts=timeouts,
         limits=limits,
         health=_health(settings.health),

@@ -65,6 +65,7 @@ class RouteBuilder:
             fallback_on=frozenset(map(FallbackCause, given.fallback_on)),
             retries=given.retries,
             limits=limits_of(given.limits),
+            always_asks_usage=given.usage == "always",
             hedge=None if given.hedge is None else Hedge(after=given.hedge.after, at_most=given.hedge.at_most),
             heartbeat=None if given.heartbeat is None else Heartbeat(after=given.heartbeat.after, every=given.heartbeat.every),
         )

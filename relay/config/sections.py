@@ -7,7 +7,7 @@ from typing import Final, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from relay.config import models
+from relay.config import models, telling
 from relay.config.problems import Path
 from relay.config.report import Report
 from relay.config.values import name_flaw, parse_model, parse_text, route_name_flaw
@@ -28,7 +28,8 @@ class Draft:
 
     server: models.Server = field(default_factory=models.Server)
     timeouts: models.Timeouts = field(default_factory=models.Timeouts)
-    metrics: models.Metrics = field(default_factory=models.Metrics)
+    metrics: telling.Metrics = field(default_factory=telling.Metrics)
+    tracing: telling.Tracing = field(default_factory=telling.Tracing)
     upstreams: dict[str, models.Upstream | None] = field(default_factory=dict)
     routes: dict[str, models.Route | None] = field(default_factory=dict)
     keys: dict[str, models.Key | None] = field(default_factory=dict)
@@ -52,7 +53,8 @@ def validate(data: object, report: Report) -> Draft:
         return draft
     draft.server = _model(models.Server, data.get("server", {}), ("server",), report) or draft.server
     draft.timeouts = _model(models.Timeouts, data.get("timeouts", {}), ("timeouts",), report) or draft.timeouts
-    draft.metrics = _model(models.Metrics, data.get("metrics", {}), ("metrics",), report) or draft.metrics
+    draft.metrics = _model(telling.Metrics, data.get("metrics", {}), ("metrics",), report) or draft.metrics
+    draft.tracing = _model(telling.Tracing, data.get("tracing", {}), ("tracing",), report) or draft.tracing
     for name, entry in _entries(data, "upstreams", report):
         _check_name(name_flaw(name), ("upstreams", name), report)
         draft.upstreams[name] = _model(models.Upstream, entry, ("upstreams", name), report)

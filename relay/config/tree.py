@@ -100,6 +100,8 @@ class Upstream:
     """http://host:port of a proxy reached by CONNECT; None for a direct connection."""
     done_optional: bool = False
     """Quirk: a stream may end after its finish_reason without `[DONE]`."""
+    no_stream_options: bool = False
+    """Quirk: it refuses `stream_options`, so its streams are never asked for usage on our own account."""
     vendor: str = "openai"
     """Whose API it is, for the codes and headers of its refusals; one of `vendors.NAMES`."""
     timeouts: Timeouts = field(default_factory=Timeouts)
@@ -247,6 +249,8 @@ class Route:
     """How often a target is asked again when no other is left, at most."""
     limits: Limits | None = None
     """For all its callers together."""
+    always_asks_usage: bool = False
+    """Whether upstreams are asked for the usage of every stream, not only of those whose tokens are limited."""
     hedge: Hedge | None = None
     heartbeat: Heartbeat | None = None
 
@@ -330,6 +334,14 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tracing:
+    """Where spans are sent."""
+
+    otlp: str | None = None
+    """An OTLP/HTTP collector's address, without /v1/traces; None for nowhere."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Everything the relay was told."""
 
@@ -341,6 +353,7 @@ class Config:
     key_store: str | None = None
     """File of stored keys, of which `keys` holds those that were in it when it was last read."""
     metrics: Metrics = field(default_factory=Metrics)
+    tracing: Tracing = field(default_factory=Tracing)
     usage: Usage | None = None
     """None: what was used is kept nowhere."""
     prices: Mapping[str, Price] = field(default_factory=dict)

@@ -83,6 +83,8 @@ VENDORS: Final[Mapping[str, Vendor]] = {
 
 
 NAMES: Final = (*VENDORS, "azure")
+STRICT_STREAMS: Final = frozenset({"mistral"})
+"""Those that refuse `stream_options` (422 for what they do not know), and tell usage unasked."""
 """Whose API an upstream can speak: each refuses in codes and headers of its own."""
 _BY_DOMAIN: Final = {"aliyuncs.com": "dashscope", "openai.azure.com": "azure", "cognitiveservices.azure.com": "azure"}
 

@@ -125,9 +125,12 @@ class JsonBody:
     """Whether the object has no member at all."""
     stream: bool
     include_usage: bool
+    """Whether `stream_options` asks for usage."""
     store: bool
     background: bool
     previous_response_id: str | None
+    options_span: tuple[int, int] | None = None
+    """Where the JSON value of a `stream_options` stands that does not ask for usage."""
     answer_tokens: int | None = None
     """The most tokens that all answers together may have, when the request says so."""
 
@@ -141,7 +144,7 @@ class Trace:
     parent: str | None = None
     """The caller's span, 16 hexadecimal digits; None when the trace begins here."""
     is_sampled: bool = False
-    """Whether the caller records its part."""
+    """Whether its spans are recorded: the caller says so, or the relay when the trace begins here."""
     state: bytes | None = None
     """The caller's `tracestate`, for the upstream."""
 
@@ -186,6 +189,8 @@ class UpstreamRequest:
     """Request line and headers, the empty line included."""
     body: bytes
     """Body bytes; empty for none, and for an upload that is streamed."""
+    span: str | None = None
+    """This call's place in the request's trace, 16 hexadecimal digits."""
     is_upload: bool = False
     """Whether the body is streamed from the client instead (then `body` is empty and the request is sent once)."""
     upload_chunked: bool = False
@@ -302,6 +307,8 @@ class Attempt:
     result: AttemptResult | None = None
     error_code: str | None = None
     is_resend: bool = False
+    span: str | None = None
+    """Its place in the request's trace."""
     hedge_won: bool | None = None
     """Of a backup beside a slow attempt, whether its content came first; None for every other attempt."""
     body_ended_at: float | None = None
@@ -341,6 +348,8 @@ class Exchange:
     """What it cost, in billionths of a US dollar; 0 where no price is known."""
     refused_by: str | None = None
     """Which kind of limit refused it: rpm, route_tpm, key_route_budget and so on."""
+    adds_usage: bool = False
+    """Whether upstreams are asked for usage that the client did not ask for, and it is kept from the client."""
     debit: Callable[[int], bool] | None = None
     """Counts that so many tokens have flowed in all and tells whether the limits still hold; None where none are counted."""
     is_begun_early: bool = False

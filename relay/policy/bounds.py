@@ -24,10 +24,10 @@ def next_bound(
 ) -> tuple[Phase, float]:
     """Return the wait that ends first, and when it does.
 
-    `is_begun` tells whether this attempt's answer has begun to reach the client; `deadline_at` is when the caller gives up, infinite
-    when it hears something meanwhile; `is_holding` tells whether events are awaited before anything may be committed, `is_open`
-    whether nobody waits for the upstream (the client takes nothing, or the line has left HTTP). While the client's body is being sent,
-    `upload_since` is since when the upstream takes none of it, `now` when it does; None when all was sent.
+    `is_begun` tells whether this attempt's answer has begun to reach the client, `is_holding` whether events are awaited before it may;
+    `deadline_at` is when the caller gives up; `is_open` tells whether nobody waits for the upstream (the client takes nothing, or the
+    line has left HTTP). While the client's body is being sent, `upload_since` is since when the upstream takes none of it, `now` when it
+    does; None when all was sent.
     """
     phase, due = _silence(attempt, timeouts, now, is_waiting=is_holding and not is_begun, is_open=is_open, upload_since=upload_since)
     if not is_begun and deadline_at < due:

@@ -134,9 +134,9 @@ class Targets:
 
     def lesson(self, target: Target, request: ClientRequest) -> LearnedDeadline | None:
         """Return what was learned of the time that answers to such requests take; None where nothing is learned."""
-        if request.body is None:
+        if not self._lessons or request.body is None:
             return None
-        both = self._lessons.get(name_of(target)) if self._lessons else None
+        both = self._lessons.get(name_of(target))
         return None if both is None else both[request.is_stream]
 
     def hedging(self, route: Route) -> Hedging:

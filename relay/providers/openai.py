@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from relay.config.tree import Upstream
 from relay.exchange import ClientRequest, Operation, UpstreamRequest, header
-from relay.wire.body import replace_model
+from relay.wire.edits import edited
 from relay.wire.headers import headers_up, identity_up
 from relay.wire.tracing import trace_lines
 
@@ -36,13 +36,15 @@ class OpenAIProvider:
         upload_length: int | None,
         is_upload: bool,
         span: str | None = None,
+        asks_usage: bool = False,
     ) -> UpstreamRequest:
         """Encode `request` for this upstream, with `model` in place of the client's name when it differs.
 
         `credential` is the upstream's key, None for none. An upload's body is not at hand: `upload_length` is its
         length, None when only its end will tell. `span` is this call's place in the request's trace.
+        `asks_usage` has a stream tell its usage where the client did not ask and the upstream can.
         """
-        body = self._body(request, model)
+        body = self._body(request, model, asks_usage=asks_usage and not self.upstream.no_stream_options)
         lines = [self._fixed, *headers_up(request.headers, self.upstream.forward_headers)]
         if self.upstream.is_passthrough:
             lines += identity_up(request.headers)
@@ -61,16 +63,17 @@ class OpenAIProvider:
             method=request.method,
             head=head,
             body=body,
+            span=span,
             is_upload=is_upload,
             upload_chunked=is_upload and upload_length is None,
         )
 
     @staticmethod
-    def _body(request: ClientRequest, model: str | None) -> bytes:
+    def _body(request: ClientRequest, model: str | None, *, asks_usage: bool) -> bytes:
         body = request.body
         if body is None:
             return request.opaque_body or b""
-        return body.raw if model is None or model == body.model else replace_model(body, model)
+        return edited(body, model=model, asks_usage=asks_usage)
 
     @staticmethod
     def _framing(request: ClientRequest, body: bytes, upload_length: int | None, *, is_upload: bool) -> list[bytes]:

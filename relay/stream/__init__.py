@@ -15,6 +15,7 @@ After the commit a relay never fails: it ends, cleanly or by a cut.
 from relay.stream.bodies import OpaqueRelay, WholeRelay
 from relay.stream.ends import DONE_GRACE_SECONDS, HOLD_SECONDS, BodyEnd, HoldBudget, Port, broken
 from relay.stream.events import EventRelay
+from relay.stream.unasked import WithoutUsage
 
 BodyRelay = EventRelay | WholeRelay | OpaqueRelay
 
@@ -28,5 +29,6 @@ __all__ = [
     "OpaqueRelay",
     "Port",
     "WholeRelay",
+    "WithoutUsage",
     "broken",
 ]

@@ -1,4 +1,4 @@
-"""Request bodies in JSON: what the relay acts on, and the one member it may replace, every other byte untouched.
+"""Request bodies in JSON: what the relay acts on, and where the members stand that it may replace.
 
 One pass of msgspec splits the top-level object into its members without building their values. Its keys become `_Name`
 objects that equal only themselves, so that the mapping keeps duplicates, in order; an upstream may read the first of two
@@ -35,7 +35,7 @@ _WINDOW: Final = 2**16
 _FREE_TO_SPLIT: Final = 2**21
 """Larger lists are split only when they have few elements: a list of a million numbers would take 70 MB."""
 _MAX_ELEMENTS: Final = 2**16
-_FEW_OPENINGS: Final = 2**12
+_FEWOPENINGS: Final = 2**12
 """More are not looked for one by one."""
 _MAX_INSIDE: Final = MAX_DEPTH - 2
 """Brackets that an element of a member may have whatever their order: the object and the member come on top."""
@@ -45,7 +45,7 @@ _BATCH: Final = 32
 _ACTED_ON: Final = frozenset({"model", "stream", "stream_options", "store", "background", "previous_response_id"})
 _FLAGS: Final = {b"true": True, b"false": False, b"null": False}
 
-_OPENING: Final = re.compile(rb"[ \t\r\n]*\{")
+OPENING: Final = re.compile(rb"[ \t\r\n]*\{")
 _TO_VALUE: Final = re.compile(rb'[ \t\r\n,]*"[^"\\]*(?:\\.[^"\\]*)*"[ \t\r\n]*:[ \t\r\n]*')
 _LONG_INTEGER: Final = re.compile(rb"-?[0-9]{%d,}\Z" % (_MAX_DIGITS + 1))
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
@@ -62,7 +62,7 @@ _USUAL_OPTIONS: Final = frozenset({b'{"include_usage":true}', b'{"include_usage"
 _TO_SQUARE: Final = bytes.maketrans(b"{}", b"[]")
 _TO_STEP: Final = bytes.maketrans(b"[]", b"\x01\xff")
 _NOT_BRACKET: Final = bytes(set(range(256)) - set(b"[]{}"))
-_NOT_OPENING_OR_NUL: Final = bytes(set(range(256)) - set(b"[{\0"))
+_NOTOPENING_OR_NUL: Final = bytes(set(range(256)) - set(b"[{\0"))
 
 
 class _Name:
@@ -98,7 +98,6 @@ _Members = dict[_Name, msgspec.Raw]
 _decode_small: Final = msgspec.json.Decoder(_Members, dec_hook=_name).decode
 _decode_elements: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_string: Final = msgspec.json.Decoder(str).decode
-_encode: Final = msgspec.json.Encoder().encode
 
 
 def parse_body(raw: bytes) -> JsonBody:
@@ -108,23 +107,26 @@ def parse_body(raw: bytes) -> JsonBody:
     object, or more than 1,000 members), `duplicate_key` (also case variants, and a member the relay acts on in another
     spelling), `invalid_value` (wrong kind, an integer of more than 19 digits, a number that is no finite double).
     """
-    members = _members(raw)
+    members = members_of(raw)
     _refuse_depth(raw, members)
     values = _unique(members, _ACTED_ON)
     for name, value in values.items():
         if memoryview(value)[0] in _NUMBER_HEADS:
             _refuse_number(name, value)
     model = values.get("model")
-    opening = _OPENING.match(raw)
+    opening = OPENING.match(raw)
     assert opening is not None
+    options = values.get("stream_options")
+    asks_usage = options is not None and _include_usage(options)
     return JsonBody(
         raw=raw,
         model=None if model is None else _model(model),
-        model_span=None if model is None else _span(raw, opening.end(), members, model),
+        model_span=None if model is None else span_of(raw, opening.end(), members, model),
         insert_at=opening.end(),
         is_empty=not members,
         stream=_flag(values, "stream"),
-        include_usage="stream_options" in values and _include_usage(values["stream_options"]),
+        include_usage=asks_usage,
+        options_span=None if options is None or asks_usage else span_of(raw, opening.end(), members, options),
         store=_flag(values, "store"),
         background=_flag(values, "background"),
         previous_response_id=_previous_response_id(values),
@@ -132,28 +134,18 @@ def parse_body(raw: bytes) -> JsonBody:
     )
 
 
-def replace_model(body: JsonBody, name: str) -> bytes:
-    """Return the body with `name` as its model, put at the beginning when it named none; every other byte stays."""
-    if body.model_span is None:
-        start = end = body.insert_at
-        value = b'"model":' + _encode(name) + (b"" if body.is_empty else b",")
-    else:
-        start, end = body.model_span
-        value = _encode(name)
-    return b"".join((body.raw[:start], value, body.raw[end:]))
-
-
 def peek_model(raw: bytes) -> str | None:
     """Return the `model` of a JSON object; None for anything else, also when another reader might see another model."""
     try:
-        members = _members(raw)
+        members = members_of(raw)
         model = _unique(members, frozenset({"model"})).get("model")
         return None if model is None else _model(model)
     except ClientError:
         return None
 
 
-def _members(raw: bytes) -> _Members:
+def members_of(raw: bytes) -> _Members:
+    """Split an object into its members, in order. Raises ClientError: `invalid_json`, `invalid_body`."""
     try:
         return _split(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -247,7 +239,7 @@ def _include_usage(value: msgspec.Raw) -> bool:
         return False
     if data[:1] != b"{":
         raise ClientError("invalid_value", param="stream_options")
-    options = _unique(_members(data), frozenset({"include_usage"}))
+    options = _unique(members_of(data), frozenset({"include_usage"}))
     return _flag(options, "include_usage", "stream_options.include_usage")
 
 
@@ -277,8 +269,11 @@ def _previous_response_id(values: dict[str, msgspec.Raw]) -> str | None:
         raise ClientError("invalid_value", param="previous_response_id") from None
 
 
-def _span(raw: bytes, start: int, members: _Members, wanted: msgspec.Raw) -> tuple[int, int]:
-    """Find where a member's value stands: values' lengths are known, only what lies between them is read again."""
+def span_of(raw: bytes, start: int, members: _Members, wanted: msgspec.Raw) -> tuple[int, int]:
+    """Find where a member's value stands, `start` being just after the opening brace.
+
+    Values' lengths are known: only what lies between them is read again.
+    """
     position = start
     for value in members.values():
         found = _TO_VALUE.match(raw, position)
@@ -311,7 +306,7 @@ def _is_suspect(data: bytes) -> bool:
         return False
     for start in range(0, len(elements), _BATCH):
         # NUL stands nowhere in valid JSON, so it can separate the elements.
-        batch = b"\0".join(elements[start : start + _BATCH]).translate(None, _NOT_OPENING_OR_NUL)
+        batch = b"\0".join(elements[start : start + _BATCH]).translate(None, _NOTOPENING_OR_NUL)
         if max(map(len, batch.split(b"\0"))) > _MAX_INSIDE:
             return True
     return False
@@ -326,7 +321,7 @@ def _openings(data: bytes) -> list[int] | None:
     for bracket in (b"[", b"{"):
         position = data.find(bracket)
         while position >= 0:
-            if len(positions) >= _FEW_OPENINGS:
+            if len(positions) >= _FEWOPENINGS:
                 return None
             positions.append(position)
             position = data.find(bracket, position + 1)

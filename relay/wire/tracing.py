@@ -16,14 +16,17 @@ _MAX_STATE: Final = 512
 _MAX_MEMBERS: Final = 32
 
 
-def read_trace(headers: Headers, new_id: str) -> Trace:
-    """Return the trace that a client's headers name, or one that begins here with `new_id` (32 hexadecimal digits)."""
+def read_trace(headers: Headers, new_id: str, *, is_recording: bool = False) -> Trace:
+    """Return the trace that a client's headers name, or one that begins here with `new_id` (32 hexadecimal digits).
+
+    `is_recording` tells whether spans are exported, so that what begins here is sampled; a caller's own decision stands.
+    """
     parents = header_values(headers, b"traceparent")
     if not parents:
-        return Trace(id=new_id)
+        return Trace(id=new_id, is_sampled=is_recording)
     found = _PARENT.fullmatch(parents[0]) if len(parents) == 1 else None
     if found is None or not _is_known(found):
-        return Trace(id=new_id)
+        return Trace(id=new_id, is_sampled=is_recording)
     return Trace(
         id=found[2].decode("ascii"),
         parent=found[3].decode("ascii"),
@@ -39,7 +42,7 @@ def span_id(chance: float) -> str:
 
 def trace_lines(trace: Trace, span: str) -> list[bytes]:
     """Return the header lines for an upstream; `span` is the call to it, and so the parent of what it does."""
-    lines = [b"traceparent: 00-%b-%b-%b" % (trace.id.encode("ascii"), span.encode("ascii"), b"01" if trace.is_sampled else b"00")]
+    lines = [f"traceparent: 00-{trace.id}-{span}-{'01' if trace.is_sampled else '00'}".encode("ascii")]
     if trace.state is not None:
         lines.append(b"tracestate: " + trace.state)
     return lines

@@ -90,6 +90,9 @@ class Child:
             self._process = await asyncio.create_subprocess_exec(
                 *_command(self.index, theirs.fileno()), stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),), process_group=0
             )
+        except OSError:
+            ours.close()
+            raise
         finally:
             theirs.close()
         self.channel = channel = await Channel.open(ours, told=self._told, asked=self._chief.asked, closed=gone.set)

@@ -2,6 +2,7 @@
 
 import asyncio
 import pickle
+import shutil
 import signal
 import socket
 import sys
@@ -86,6 +87,7 @@ class Worker:
         self._generation = begin.generation
         self._config = config
         self._channel: Channel | None = None
+        self._is_orphan = False
         self._prepared: tuple[int, Snapshot] | None = None
         self._app = App(config, reload=None, crew=self)
 
@@ -93,7 +95,7 @@ class Worker:
         """Serve until told to stop, or until the supervisor is gone."""
         app = self._app
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, app.drain)
-        self._channel = await Channel.open(sock, told=self._told, asked=self._asked, closed=app.drain)
+        self._channel = await Channel.open(sock, told=self._told, asked=self._asked, closed=self._lost)
         try:
             try:
                 await app.start()
@@ -109,7 +111,13 @@ class Worker:
             return 0
         finally:
             await app.close()
+            if self._is_orphan:  # nobody else is left to do it; siblings that still run have it open already
+                shutil.rmtree(self.directory, ignore_errors=True)
             self._channel.close()
+
+    def _lost(self) -> None:
+        self._is_orphan = True
+        self._app.drain()
 
     def _told(self, message: Message) -> None:
         match message:

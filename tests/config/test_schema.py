@@ -10,11 +10,16 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from relay.config import models, schema
+from relay.config import models, schema, telling
 
 ROOT = Path(__file__).parents[2]
 MODELS = sorted(
-    (each for each in vars(models).values() if isinstance(each, type) and issubclass(each, BaseModel) and each is not BaseModel),
+    {
+        each
+        for module in (models, telling)
+        for each in vars(module).values()
+        if isinstance(each, type) and issubclass(each, BaseModel) and each is not BaseModel
+    },
     key=lambda model: model.__name__,
 )
 DRAFT_07 = {"$schema", "$defs", "$ref", "title", "description", "examples", "default", "type", "properties", "additionalProperties"} | {

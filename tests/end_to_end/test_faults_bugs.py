@@ -77,14 +77,14 @@ async def assert_bug(relay: RelayInLoop, monkeypatch: pytest.MonkeyPatch, *, sta
         (attempt.Attempting, "head", broken, ["cancelled"]),
         (EventRelay, "_commit", broken, ["cancelled"]),
         (ClientSink, "open", broken, ["cancelled"]),
-        (forward, "_mark", broken, ["cancelled"]),
+        (forward, "_mark_failed", broken, ["cancelled"]),
     ],
     ids=["routing", "connecting", "head", "commit", "opening", "judging"],
 )
 async def test_f46_a_bug_before_the_commit_is_a_500(
     place: object, name: str, part: Any, results: list[str], relay: RelayInLoop, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    upstream.answers(sse(START, end="hang") if name != "_mark" else body([], end="fin"))
+    upstream.answers(sse(START, end="hang") if name != "_mark_failed" else body([], end="fin"))
     monkeypatch.setattr(place, name, part)
     response = await relay.post("/v1/chat/completions", {"model": "bad", "stream": True})
     assert (response.status, response.error_code, response.end) == (500, "internal_error", "complete")

@@ -184,8 +184,9 @@ async def test_a_client_that_leaves_a_begun_answer_ends_its_attempt(upstream: Sc
     upstream.answers(hang())
     async with running(tmp_path, {"one": upstream}, SOON) as relay:
         async with await begin(relay) as client:
+            (request,) = await upstream.wait_for("m")
             await client.read_until(COMMENT)
-        await upstream.wait_closed(upstream.requests[0])
+        await upstream.wait_closed(request)
         await relay.wait_log(outcome="client_gone")
 
 
@@ -223,6 +224,19 @@ async def test_comments_go_on_while_a_backup_is_waited_for(upstream: ScriptedUps
         response = await relay.post(CHAT, ask())
         assert response.body.startswith(COMMENT)
         assert without_comments(response) == b"".join(SECOND)
+
+
+@pytest.mark.parametrize(("every", "served"), [("50ms", True), ("5s", False)])
+async def test_a_caller_that_hears_comments_in_time_has_not_given_up(
+    upstream: ScriptedUpstream, second: ScriptedUpstream, tmp_path: Path, every: str, served: bool
+) -> None:
+    upstream.answers(after(1.3, error_answer(503)))
+    second.answers(sse(SECOND))
+    settings = {"heartbeat": {"after": "100ms", "every": every}}
+    async with running(tmp_path, {"one": upstream, "two": second}, settings) as relay:
+        response = await relay.post(CHAT, ask(), headers=(("x-stainless-read-timeout", "1"),))
+        assert bool(second.requests) is served
+        assert (response.end == "complete") is served
 
 
 async def test_a_byte_order_mark_does_not_spoil_the_first_event(upstream: ScriptedUpstream, tmp_path: Path) -> None:

@@ -216,3 +216,5 @@ async def test_under_disconnects_the_upstream_never_sees_more_than_the_limit_and
     await relay.settled(within=5)
     await relay.assert_identities()
     assert (await relay.metrics()).value("relay_requests_queued", route="fast") == 0
+    (load,) = (await relay.get("/admin/targets")).json()["upstreams"]  # type: ignore[index,call-overload]
+    assert (load["in_flight"], load["waiting"]) == (0, 0)

@@ -302,6 +302,7 @@ async def test_worker_without_a_supervisor_lets_its_streams_finish_and_ends(upst
     await relay.start()
     await relay.wait_log("worker_ready", count=2, within=WITHIN)
     pids = [child.pid for child in children(relay)]
+    pid = relay.pid
     async with AsyncExitStack() as stack:
         clients = await open_streams(relay, stack, 6)
         relay.kill()
@@ -310,6 +311,7 @@ async def test_worker_without_a_supervisor_lets_its_streams_finish_and_ends(upst
             got = await client.read_response(within=WITHIN)
             assert (got.body, got.end) == (WHOLE, "complete")
     await gone(*pids)
+    assert folders(pid) == []
 
 
 async def test_stopped_worker_makes_neither_readiness_nor_metrics_wait_for_ever(relay_with: RelayWith, upstream: ScriptedUpstream) -> None:

@@ -42,8 +42,8 @@ of_target = pytest.mark.parametrize(
 
 @contextmanager
 def flaky_upstream() -> Iterator[str]:
-    """Run the upstream with faults, out of service for two seconds of the load; yields its address."""
-    server = FlakyUpstream("127.0.0.1", 0, period=30, outage=2)
+    """Run the upstream with faults, out of service for five seconds of the load; yields its address."""
+    server = FlakyUpstream("127.0.0.1", 0, period=30, outage=5)
     thread = Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
     try:

@@ -261,3 +261,23 @@ def test_a_terminal_gets_readable_lines() -> None:
     (line,) = collected.lines
     assert b"request" in line and b"outcome" in line and b"complete" in line
     assert not line.startswith(b"{")
+
+
+def test_lines_of_several_processes_do_not_mix_on_a_pipe() -> None:
+    """What is shared is written in pieces that a pipe takes as one, each of whole lines."""
+    pieces: list[bytes] = []
+
+    class File(io.BytesIO):
+        def write(self, data: Any) -> int:
+            pieces.append(bytes(data))
+            return len(data)
+
+    writer = LogWriter(File(), is_shared=True)
+    lines = [b'{"n":%d,"text":"%b"}' % (number, b"x" * (number * 37 % 900)) for number in range(200)]
+    lines[50] = b"y" * 10_000
+    for line in lines:
+        writer.put(line)
+    writer.close()
+    assert b"".join(pieces) == b"".join(line + b"\n" for line in lines)
+    assert all(piece.endswith(b"\n") for piece in pieces)
+    assert all(len(piece) <= 4096 or piece.count(b"\n") == 1 for piece in pieces)

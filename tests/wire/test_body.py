@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.errors import CLIENT_ERRORS, ClientError
-from relay.wire.body import MAX_MEMBERS, parse_body, peek_model, replace_model
+from relay.wire.body import MAX_MEMBERS, parse_body, peek_model
+from relay.wire.edits import edited
 
 
 def refusal(raw: bytes) -> tuple[str, str | None]:
@@ -41,7 +42,7 @@ def test_an_empty_object_names_nothing() -> None:
 def test_an_escaped_key_is_the_key_it_spells(key: bytes) -> None:
     body = parse_body(b'{"a":"\\"model\\":1",' + key + b' : "x"}')
     assert body.model == "x"
-    assert replace_model(body, "y") == b'{"a":"\\"model\\":1",' + key + b' : "y"}'
+    assert edited(body, model="y") == b'{"a":"\\"model\\":1",' + key + b' : "y"}'
     assert refusal(b'{"model":"a",' + key + b':"b"}') == ("duplicate_key", "model")
 
 
@@ -164,7 +165,7 @@ def test_what_is_odd_but_legal_passes(raw: bytes) -> None:
 def test_a_lone_surrogate_in_a_text_moves_nothing() -> None:
     raw = b'{"a":"\\ud800 \\\\ud800 \\ud83d\\ude00","model":"x","previous_response_id":"resp_1"}'
     body = parse_body(raw)
-    assert replace_model(body, "y") == raw.replace(b'"x"', b'"y"')
+    assert edited(body, model="y") == raw.replace(b'"x"', b'"y"')
     assert body.previous_response_id == "resp_1"
 
 
@@ -236,13 +237,13 @@ def test_the_greatest_number_of_members_passes() -> None:
     ],
 )
 def test_replacing_the_model_touches_nothing_else(raw: bytes, expected: bytes) -> None:
-    assert replace_model(parse_body(raw), "m") == expected
+    assert edited(parse_body(raw), model="m") == expected
 
 
 @settings(deadline=None)
 @given(st.text(max_size=20))
 def test_a_replaced_model_is_escaped(name: str) -> None:
-    assert json.loads(replace_model(parse_body(b'{"model":"x","b":[1, 2]}'), name)) == {"model": name, "b": [1, 2]}
+    assert json.loads(edited(parse_body(b'{"model":"x","b":[1, 2]}'), model=name)) == {"model": name, "b": [1, 2]}
 
 
 NAMES = st.text(max_size=6).filter(lambda name: name.isascii() and name.isprintable() and name == name.lower() and name not in TAKEN)
@@ -276,7 +277,7 @@ def test_any_object_reads_as_json_does_and_only_its_model_changes(
     assert (body.stream, body.store) == (value.get("stream", False), value.get("store", False))
     assert body.previous_response_id == value.get("previous_response_id")
     assert body.is_empty is (not value)
-    changed = replace_model(body, name)
+    changed = edited(body, model=name)
     assert json.loads(changed) == {**value, "model": name}
     if body.model_span is not None:
         start, end = body.model_span
@@ -336,7 +337,7 @@ def test_any_bytes_are_read_or_refused_and_nothing_else_is_raised(raw: bytes) ->
         assert error.code in ("invalid_json", "invalid_body", "duplicate_key", "invalid_value")
         return
     assert isinstance(json.loads(raw), dict)
-    assert isinstance(json.loads(replace_model(body, "m")), dict)
+    assert isinstance(json.loads(edited(body, model="m")), dict)
 
 
 @pytest.mark.parametrize(

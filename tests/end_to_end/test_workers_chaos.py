@@ -1,0 +1,105 @@
+"""F40: workers are killed while everything else happens too, and the books of the whole relay still balance."""
+
+import asyncio
+import os
+import random
+import signal
+from collections import Counter
+
+import pytest
+
+from tests.conftest import RelayWith
+from tests.end_to_end.test_workers import CHAT, WITHIN, children, crew, ready
+from tests.fakes.client import RawClient
+from tests.fakes.events import chat_stream
+from tests.fakes.ports import free_port
+from tests.fakes.relay import Metrics, RelayProcess
+from tests.fakes.scripts import error_answer, hang, sse
+from tests.fakes.upstream import ScriptedUpstream
+
+EVENTS = chat_stream(*"abcdefgh")
+KEY = "sk-chaos-0123456789abcdef"
+
+
+async def one(relay: RelayProcess, chance: random.Random, seen: Counter[str]) -> None:
+    """One stream, of which the client leaves at a random moment now and then."""
+    try:
+        async with await relay.connect() as client:
+            headers = [("Authorization", f"Bearer {KEY}")]
+            await client.post(CHAT, {"model": chance.choice(["good", "good", "good", "bad", "silent"]), "stream": True}, headers)
+            if chance.random() < 0.3:
+                await asyncio.sleep(chance.random() * 0.05)
+                seen["left"] += 1
+                return
+            seen[(await client.read_response(within=30)).end] += 1
+    except (OSError, EOFError, AssertionError):
+        seen["cut"] += 1
+
+
+async def kill_now_and_then(relay: RelayProcess, chance: random.Random) -> int:
+    kills = 0
+    while True:
+        try:
+            await asyncio.sleep(1.0 + chance.random())
+            alive = children(relay)
+            if len(alive) == 3:
+                os.kill(chance.choice(alive).pid, signal.SIGKILL)
+                kills += 1
+            if chance.random() < 0.5:
+                os.kill(relay.pid, signal.SIGHUP)
+        except asyncio.CancelledError:
+            return kills
+
+
+@pytest.mark.parametrize("count", [150, pytest.param(4000, marks=pytest.mark.slow)])
+async def test_books_balance_after_kills_disconnects_faults_and_reloads(
+    relay_with: RelayWith, upstream: ScriptedUpstream, count: int
+) -> None:
+    upstream.route("good", sse(EVENTS, pause=0.005))
+    upstream.route("bad", error_answer(503))
+    upstream.route("silent", hang())
+    port = free_port()
+    keys = {"chaos": {"key": KEY, "limits": {"concurrency": 50}}}
+    timeouts = {"first_token": "1s"}
+    relay = await crew(relay_with, upstream, 3, keys=keys, timeouts=timeouts, metrics={"listen": f"127.0.0.1:{port}"})
+
+    async def metrics() -> Metrics:
+        async with await RawClient.open(port) as client:
+            await client.request("GET", "/metrics", [("Connection", "close")])
+            return Metrics.parse((await client.read_response(method="GET", within=WITHIN)).body.decode())
+
+    chance, seen = random.Random(4), Counter[str]()
+    killing = asyncio.create_task(kill_now_and_then(relay, chance))
+    places = asyncio.Semaphore(40)
+
+    async def place() -> None:
+        async with places:
+            await one(relay, chance, seen)
+
+    await asyncio.gather(*(place() for _ in range(count)))
+    killing.cancel()
+    kills = await killing
+    await ready(relay, 3)
+    async with asyncio.timeout(WITHIN):
+        while (found := await metrics()).nonzero("relay_requests_in_flight") or found.nonzero("relay_upstream_in_flight"):
+            await asyncio.sleep(0.1)
+    assert kills >= 1
+    assert seen["complete"] > count / 4, seen
+    # One that was still dying when it was chosen again ends once.
+    assert 1 <= found.value("relay_worker_exits_total", reason="killed") <= kills
+    assert not found.nonzero("relay_invariant_violations_total")
+    assert not found.nonzero("relay_worker_exits_total") or found.sum("relay_worker_exits_total") <= kills
+    logged, counted = len(relay.logs("request")), found.sum("relay_requests_total")
+    # A killed worker takes with it what it had not told yet: at most what came in since the last look, never more than was asked.
+    assert counted <= count
+    assert logged <= count
+    assert len({line["request_id"] for line in relay.logs("request")}) == logged
+    # Every slot of the key is free again: the limit lets as many in as ever.
+    answers = await asyncio.gather(*(ask(relay) for _ in range(40)))
+    assert set(answers) == {"complete"}
+
+
+async def ask(relay: RelayProcess) -> str:
+    async with await relay.connect() as client:
+        await client.post(CHAT, {"model": "good", "stream": True}, [("Authorization", f"Bearer {KEY}")])
+        return (await client.read_response(within=30)).end
