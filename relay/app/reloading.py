@@ -68,4 +68,6 @@ def fixed_changes(config: Config, bound: Config) -> list[str]:
         fixed.append("usage")
     if config.state_dir != bound.state_dir:
         fixed.append("state_dir")
+    if config.redis != bound.redis:
+        fixed.append("redis")
     return fixed

@@ -342,6 +342,17 @@ class Tracing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Redis:
+    """Where limits are counted for several machines."""
+
+    url: Secret
+    replicas: int = 1
+    """Relays that share the limits."""
+    timeout: float = 0.05
+    """Seconds after which an answer comes too late."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Everything the relay was told."""
 
@@ -360,6 +371,8 @@ class Config:
     """By upstream/model; a name may end in `*`."""
     state_dir: str | None = None
     """Directory of what has to survive a restart; None keeps it in memory."""
+    redis: Redis | None = None
+    """None: each machine counts for itself."""
     default_model: str | None = None
     """What answers for requests that name no model."""
     warnings: tuple[str, ...] = ()

@@ -318,6 +318,7 @@ class RedisLimiter:
                         async with asyncio.timeout(RENEW_SECONDS):
                             await self._stirred.wait()
                     if self._line.is_open:
+                        await self._line.ask(_PROBE, [_PROBE_KEY], [])  # tells an idle line that is cut
                         await self._news.tell(self._entries.values(), is_renewal=True)
             except LineBroken as error:
                 self._away(str(error))
