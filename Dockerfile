@@ -10,7 +10,9 @@ RUN python -m venv --without-pip /opt/relay
 WORKDIR /src
 
 COPY pyproject.toml constraints.txt ./
-RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > requirements.txt \
+# Names of extras, such as "otel", with spaces between them.
+ARG EXTRAS=
+RUN python -c "import sys, tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *(r for e in sys.argv[1:] for r in p['optional-dependencies'][e]), sep='\n')" ${EXTRAS} > requirements.txt \
  && pip --python /opt/relay/bin/python install --compile --only-binary :all: --constraint constraints.txt --requirement requirements.txt
 
 COPY README.md LICENSE ./
@@ -26,7 +28,9 @@ LABEL org.opencontainers.image.title="relay" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}"
 
-RUN useradd --uid 10001 --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin relay
+# /var/lib/relay is for what is to stay: a volume that is mounted there belongs to the relay's user.
+RUN useradd --uid 10001 --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin relay \
+ && install -d -o relay -g relay -m 0700 /var/lib/relay
 COPY --from=build /opt/relay /opt/relay
 ENV PATH=/opt/relay/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 

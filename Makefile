@@ -17,7 +17,7 @@ PYTEST = $(BIN)/python -m pytest $(NO_SKIPS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test slow lint format types bench matrix pictures clean
+.PHONY: help run test slow lint format types docs bench matrix pictures clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -42,6 +42,12 @@ format: $(READY_DEV) ## put the code into its format
 
 types: $(READY_DEV) ## check types
 	@$(BIN)/python -m mypy
+
+docs: $(READY_DEV) ## write the schema and the reference of all settings anew
+	@$(BIN)/python -m relay schema > config/relay.schema.json.new
+	@mv config/relay.schema.json.new config/relay.schema.json
+	@{ awk '{ print } /^<!-- relay schema/ { exit }' docs/configuration.md; echo; $(BIN)/python -m relay schema --markdown; } > docs/configuration.md.new
+	@mv docs/configuration.md.new docs/configuration.md
 
 bench: $(READY_DEV) ## measure the relay against other proxies
 	@$(BIN)/python -m bench $(ARGS)

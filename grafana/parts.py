@@ -95,7 +95,7 @@ def upstreams() -> Row:
 def keys() -> Row:
     """Tell who is using it."""
     return Row(
-        title="Keys",
+        title="Keys and cost",
         is_collapsed=True,
         panels=(
             Panel(
@@ -125,6 +125,13 @@ def keys() -> Row:
                 queries=(Query(expr=f"sum by (key, limit) (rate(relay_key_rate_limited_total{{{K}}}[{R}]))", legend="{{key}} {{limit}}"),),
             ),
             Panel(
+                title="Spend",
+                about="Estimated US dollars in the hour before, for models with a price in the configuration.",
+                unit="currencyUSD",
+                queries=(Query(expr=f"sum by (route) (increase(relay_cost_usd_total{{{FU}}}[1h]))", legend="{{route}}"),),
+                width=8,
+            ),
+            Panel(
                 title="Limit used",
                 about="Share of each key's limits that is used in the window they count over.",
                 kind="bargauge",
@@ -132,7 +139,7 @@ def keys() -> Row:
                 queries=(
                     Query(expr=f"max by (key, limit) (relay_key_limit_used_ratio{{{K}}})", legend="{{key}} {{limit}}", is_instant=True),
                 ),
-                width=12,
+                width=8,
                 steps=((0, "green"), (0.75, "orange"), (0.9, "red")),
                 has_ceiling=True,
             ),
@@ -140,7 +147,7 @@ def keys() -> Row:
                 title="Tokens reserved",
                 about="Tokens set aside for requests in flight, until their usage is known; at rest it is 0.",
                 queries=(Query(expr=f"max by (key) (relay_tokens_reserved{{{K}}})", legend="{{key}}"),),
-                width=12,
+                width=8,
             ),
         ),
     )

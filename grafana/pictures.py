@@ -52,7 +52,7 @@ def main() -> None:
     board = build(Slo())
     draw(rows_of(board, ("Overview", "Latency", "Throughput")), data, IMAGES / "board-requests.png")
     draw(rows_of(board, ("Errors", "Upstreams")), data, IMAGES / "board-faults.png")
-    draw(rows_of(board, ("Keys", "Relay internals")), data, IMAGES / "board-inside.png")
+    draw(rows_of(board, ("Keys and cost", "Relay internals")), data, IMAGES / "board-inside.png")
 
 
 def rows_of(board: Json, titles: Sequence[str]) -> list[tuple[str, list[Json]]]:

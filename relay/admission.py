@@ -3,13 +3,13 @@
 Requests for which no limit is configured pass without a look at their size. One that no attempt was sent for gives its place back.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from math import ceil
 from typing import Final
 
-from relay.config.tree import Key, Limits, Price, Route
+from relay.config.tree import Key, Limits, OnLimit, Price, Route
 from relay.errors import ClientError
 from relay.exchange import JSON_OPERATIONS, Attempt, ClientRequest, Exchange, Operation, Outcome, Usage, UsageSource
 from relay.policy.estimates import Answers, Ratios, cost_of, price_of, prompt_tokens, said_answer
@@ -78,7 +78,7 @@ class Admission:
         allowance = self._allowance(key, route)
         if not allowance.scopes:
             return None
-        demand, estimated = self._demand(exchange.request, plan, allowance, prices)
+        demand, estimated, prompt = self._demand(exchange.request, plan, allowance, prices)
         answer = await self._limiter.admit(demand)
         exchange.limit_headers = _standing_headers(answer.requests, answer.tokens)
         if isinstance(answer, Refusal):
@@ -86,7 +86,10 @@ class Admission:
             raise _refusal(answer)
         if allowance.counts_tokens:
             exchange.adds_usage = _can_add_usage(exchange.request)
-            exchange.debit = partial(self._limiter.debit, answer)
+            exchange.debit = partial(self._debit, answer, prompt)
+            if answer.demand.tokens < demand.tokens and exchange.request.body is not None:
+                exchange.answer_bound = (answer.demand.tokens - prompt) // exchange.request.body.answers
+                exchange.is_rewritten = "clamp"
         return Ticket(grant=answer, allowance=allowance, estimated=estimated)
 
     def settle(self, exchange: Exchange, ticket: Ticket | None, prices: Mapping[str, Price]) -> list[str]:
@@ -122,24 +125,36 @@ class Admission:
         made = self._known[name] = _allowance_of(key, route)
         return made
 
-    def _demand(self, request: ClientRequest, plan: RoutePlan, allowance: Allowance, prices: Mapping[str, Price]) -> tuple[Demand, int]:
+    def _demand(
+        self, request: ClientRequest, plan: RoutePlan, allowance: Allowance, prices: Mapping[str, Price]
+    ) -> tuple[Demand, int, int]:
+        """Return what to ask for, and the tokens of the prompt: as estimated, and as this model's reports would have it."""
         choice = plan.left[0]
         upstream, model = choice.target.upstream.name, choice.model or ""
         price = price_of(prices, f"{upstream}/{model}") if allowance.counts_money else None
         if allowance.counts_money and price is None:
             raise ClientError("budget_exhausted", message=_UNPRICED, headers={"x-should-retry": "false"})
         if not allowance.counts_tokens or request.operation not in JSON_OPERATIONS or request.body is None:
-            return Demand(scopes=allowance.scopes, tokens=0), 0
+            return Demand(scopes=allowance.scopes, tokens=0), 0, 0
         estimated = prompt_tokens(request.body.raw)
         prompt = self._ratios.correct(upstream, model, estimated)
         answer = said_answer(request)
+        if answer is None and plan.route.on_limit is OnLimit.STOP and request.is_stream:
+            # It is counted as it flows, and stops in time.
+            answer = 0
         if answer is None:
             answer = self._answers.expect(plan.route.name)
             if allowance.most_tokens is not None:
                 # A guess of ours must not be what makes a request impossible.
                 answer = max(0, min(answer, allowance.most_tokens - prompt))
         cost = cost_of(price, Usage(input=prompt, output=answer)) if price is not None else 0
-        return Demand(scopes=allowance.scopes, tokens=prompt + answer, cost=cost), estimated
+        answer_cost = ceil(1000 * price.output) if price is not None else 0
+        least = prompt + request.body.answers if answer and plan.route.on_limit is OnLimit.CLAMP else 0
+        demand = Demand(scopes=allowance.scopes, tokens=prompt + answer, cost=cost, least=least, answer_cost=answer_cost)
+        return demand, estimated, prompt
+
+    def _debit(self, grant: Grant, prompt: int, answer: int) -> bool:
+        return self._limiter.debit(grant, prompt + answer)
 
     # After
 
@@ -158,7 +173,7 @@ class Admission:
             return
         estimated = ticket.estimated if ticket is not None and ticket.estimated else prompt_tokens(body.raw)
         upstream, model = _served_by(exchange)
-        output = meter.content_events or (0 if said_answer(exchange.request) == 0 else _tokens_of_json(last))
+        output = meter.flowed_tokens or meter.content_events or (0 if said_answer(exchange.request) == 0 else _tokens_of_json(last))
         exchange.usage = Usage(input=self._ratios.correct(upstream, model, estimated), output=output)
         exchange.usage_source = UsageSource.ESTIMATED
 
@@ -182,6 +197,18 @@ def scopes_of(key: Key | None, route: Route) -> tuple[Scope, ...]:
     if route.limits is not None:
         scopes.append(Scope(limits=route.limits, route=route.name))
     return tuple(scopes)
+
+
+def all_scopes(keys: Iterable[Key], routes: Iterable[Route]) -> Iterator[Scope]:
+    """Yield every scope with limits. Takes as long as keys and routes add up to: there may be ten thousand of them, and hundreds."""
+    for key in keys:
+        if key.limits is not None:
+            yield Scope(limits=key.limits, key=key.name)
+        for name, limits in key.route_limits.items():
+            yield Scope(limits=limits, key=key.name, route=name)
+    for route in routes:
+        if route.limits is not None:
+            yield Scope(limits=route.limits, route=route.name)
 
 
 def _allowance_of(key: Key | None, route: Route) -> Allowance:

@@ -15,6 +15,7 @@ from time import monotonic
 from typing import Any
 
 from relay.answering import (
+    as_told,
     break_event,
     choose_relay,
     is_replaced,
@@ -330,10 +331,7 @@ class Attempting:
 
     def failed(self, error: UpstreamError) -> None:
         """Give the attempt up: nothing of it reached the client."""
-        if self._refusal is not None and is_replaced(self._refusal, self._choice):
-            # Whatever became of its body, the refusal is what there is to know.
-            error = self._refusal
-        self._settle(error)
+        self._settle(as_told(error, self._refusal, self._choice))
 
     def ended(self, outcome: Outcome, code: str | None, *, is_clean: bool, can_append: bool) -> None:
         """End the client's answer and say how it went."""

@@ -143,13 +143,17 @@ class StreamBroken(UpstreamError):
 
 
 class ErrorEvent(UpstreamError):
-    """A 200 whose first meaningful event is an error. `status` is what the event maps to."""
+    """A 200 that is an error, or whose first meaningful event is one. `status` is what the error maps to."""
 
-    def __init__(self, status: int, *, kind: str, code: str | None) -> None:
+    def __init__(self, status: int, *, kind: str, code: str | None, message: str | None = None) -> None:
+        """A message may quote the request: it is there to be judged, never to be shown."""
         super().__init__("upstream_error_in_stream")
         self.status = status
         self.kind = kind
         self.code = code
+        self.message = message
+        self.is_replaced = False
+        """Whether it is about a credential of the relay, which is no business of the caller's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,6 +222,8 @@ CLIENT_ERRORS: Final[Mapping[str, tuple[int, str, str]]] = {
 LIMIT_CODES: Final = frozenset(code for code, (_, type_, _) in CLIENT_ERRORS.items() if type_ == _LIMITED)
 """Codes of requests that the caller's limits refused."""
 
+LIMIT_REACHED: Final = "limit_reached"
+"""Code of the error event that ends a stream which a limit of the caller's stopped."""
 _UPSTREAM_MESSAGES: Final[Mapping[str, str]] = {
     "upstream_connect_error": "The upstream could not be reached.",
     "upstream_connect_timeout": "The upstream did not accept a connection in time.",
@@ -239,6 +245,7 @@ _UPSTREAM_MESSAGES: Final[Mapping[str, str]] = {
     "upstream_quota": "This relay's account at the upstream has no quota left.",
     "upstream_redirect": "The upstream answered with a redirect, which is never followed.",
     "upstream_error_in_stream": "The upstream reported an error instead of an answer.",
+    LIMIT_REACHED: "A limit of tokens of this API key is reached; the answer is incomplete.",
     "server_shutting_down": "The relay is shutting down; the answer is incomplete.",
     "internal_error": "The relay failed; the answer is incomplete.",
 }
@@ -247,6 +254,11 @@ _UPSTREAM_MESSAGES: Final[Mapping[str, str]] = {
 def upstream_message(code: str) -> str:
     """Return the fixed text for one of the relay's own upstream codes."""
     return _UPSTREAM_MESSAGES[code]
+
+
+def break_error(code: str) -> bytes:
+    """Return the error that ends an answer which broke off in the middle, for one of the relay's own codes."""
+    return encode_error(upstream_message(code), type=_LIMITED if code == LIMIT_REACHED else "upstream_error", code=code)
 
 
 def upstream_answer(status: int, code: str, headers: Mapping[str, str] | None = None) -> ErrorAnswer:
@@ -296,7 +308,9 @@ def _upstream_answer(error: UpstreamError) -> ErrorAnswer:
             return upstream_answer(502, what.value)
         case StreamBroken(how=how):
             return upstream_answer(502, how.value)
-        case ErrorEvent(status=status):
+        case ErrorEvent(status=status, is_replaced=is_replaced):
+            if is_replaced:
+                return _refusal_answer(status)
             return upstream_answer(status, "upstream_error_in_stream")
         case UpstreamRefused(status=status):
             return _refusal_answer(status)
@@ -305,7 +319,7 @@ def _upstream_answer(error: UpstreamError) -> ErrorAnswer:
 
 
 def _refusal_answer(status: int) -> ErrorAnswer:
-    """Answer for the refusals that are never passed on as they came (ruling 9)."""
+    """Answer for the refusals that are never passed on as they came."""
     if status in (401, 403):
         return upstream_answer(502, "upstream_auth_error")
     if status == 402:

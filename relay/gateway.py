@@ -163,6 +163,7 @@ class Gateway:
                 is_upload=upload is not None,
                 span=span_id(self._chance()),
                 asks_usage=exchange.adds_usage,
+                answer_bound=exchange.answer_bound,
             )
 
         prices = snapshot.config.prices

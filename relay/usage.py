@@ -7,12 +7,14 @@ at once, and the machine after the next checkpoint.
 
 import contextlib
 import os
-import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote
+
+if TYPE_CHECKING:
+    import sqlite3  # imported where it is used: most relays open no file, and it takes more than a megabyte
 
 MODE: Final = 0o600
 HOUR: Final = 3600
@@ -137,7 +139,7 @@ class UsageLedger:
                 connection.execute("DELETE FROM usage WHERE hour < ?", (forget_before,))
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self) -> "Iterator[sqlite3.Connection]":
         connection = self._connection
         connection.execute("BEGIN IMMEDIATE")
         try:
@@ -166,12 +168,14 @@ def report(path: str, by: Sequence[str], since: int) -> list[Line]:
     return [Line(names=tuple(row[: len(names)]), sums=tuple(row[len(names) :])) for row in rows]
 
 
-def _open(path: str) -> sqlite3.Connection:
+def _open(path: str) -> "sqlite3.Connection":
+    import sqlite3
+
     uri = f"file:{quote(path)}?mode=rw"
     return sqlite3.connect(uri, uri=True, timeout=_WAIT_SECONDS, isolation_level=None, check_same_thread=False)
 
 
-def _check(connection: sqlite3.Connection, path: str) -> None:
+def _check(connection: "sqlite3.Connection", path: str) -> None:
     ((application,),) = connection.execute("PRAGMA application_id")
     ((version,),) = connection.execute("PRAGMA user_version")
     if application != _APPLICATION:
@@ -182,6 +186,8 @@ def _check(connection: sqlite3.Connection, path: str) -> None:
 
 @contextlib.contextmanager
 def _broken_as_said(path: str) -> Iterator[None]:
+    import sqlite3
+
     try:
         yield
     except sqlite3.Error as error:

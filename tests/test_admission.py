@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from relay.admission import Admission, duration
+from relay.admission import Admission, all_scopes, duration, scopes_of
 from relay.config.tree import Budget, Key, Limits, Period, Price, Route, Target, Timeouts, Upstream
 from relay.errors import ClientError
 from relay.exchange import Attempt, ClientRequest, Exchange, Operation, Outcome, Usage, UsageSource
@@ -225,7 +225,8 @@ async def test_tokens_can_be_debited_while_they_flow(bed: Bed) -> None:
     await bed.admission.admit(made, plan, PRICES)
     assert made.debit is not None
     assert (made.debit(10), made.debit(100)) == (True, False)
-    assert bed.limiter.debits == [10, 100]
+    prompt = bed.limiter.asked[0].tokens - UNKNOWN_ANSWER
+    assert bed.limiter.debits == [prompt + 10, prompt + 100]
 
 
 @pytest.mark.parametrize(
@@ -243,3 +244,14 @@ async def test_tokens_can_be_debited_while_they_flow(bed: Bed) -> None:
 )
 def test_durations_are_written_as_go_writes_them(milliseconds: int, text: bytes) -> None:
     assert duration(milliseconds) == text
+
+
+def test_all_scopes_are_those_of_any_key_on_any_route() -> None:
+    routes = [Route(name=name, targets=(TARGET,), timeouts=Timeouts(), limits=limits) for name, limits in (("a", TPM), ("b", None))]
+    keys = [
+        Key(name="plain"),
+        Key(name="limited", limits=TPM),
+        Key(name="both", limits=TPM, route_limits={"a": DOLLARS, "b": TPM}),
+    ]
+    found = {scope.name: scope.limits for scope in all_scopes(keys, routes)}
+    assert found == {scope.name: scope.limits for key in (None, *keys) for route in routes for scope in scopes_of(key, route)}

@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-from relay.config import load
+from relay.config import load, reference, schema
 from relay.config.tree import Server, Timeouts
 from relay.errors import (
     CLIENT_ERRORS,
@@ -199,3 +199,20 @@ def test_every_fault_that_code_or_tests_name_is_documented() -> None:
 def test_every_documented_fault_is_named_by_a_test() -> None:
     unproven = [row[0] for row in rows(FAULTS) if row[0] not in ids_in("tests")]
     assert not unproven
+
+
+def test_the_reference_of_settings_is_what_the_schema_makes() -> None:
+    page = (ROOT / "docs/configuration.md").read_text()
+    assert page.partition("<!-- relay schema --markdown -->\n\n")[2] == reference() + "\n", "`make docs` writes it anew"
+
+
+def test_the_reference_names_every_setting_of_every_section() -> None:
+    made = schema()
+    for section in (made, *made["$defs"].values()):
+        assert all(f"| `{name}` |" in reference() for name in section["properties"])
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (ROOT / "docs/README.md").read_text()
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert set(re.findall(r"\]\(([\w-]+\.md)\)", index)) == pages

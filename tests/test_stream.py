@@ -318,3 +318,30 @@ def test_a_stream_that_may_hold_several_results_is_not_ended_at_the_first() -> N
     assert port.terminals == 0
     relay.finish(BodyEnd.WHOLE)
     assert port.ends == [(Outcome.COMPLETE, None, True, False)]
+
+
+def test_an_error_after_blank_lines_that_were_passed_is_no_success() -> None:
+    body = b'{"error":{"code":502,"message":"Provider returned error"}}'
+    port, relay = whole()
+    relay.feed(b"\n\n", 1.0)
+    relay.release()
+    relay.feed(body, 9.0)
+    relay.finish(BodyEnd.WHOLE)
+    assert port.sent == b"\n\n" + body
+    assert port.ends == [(Outcome.UPSTREAM_ERROR, "upstream_error_in_stream", True, False)]
+
+
+def test_the_copy_of_a_committed_answer_is_bounded_and_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relay.stream.bodies.HOLD_BODY_BYTES", 64)
+    budget = HoldBudget(1000)
+    port, relay = whole(budget=budget)
+    relay.feed(b"{", 1.0)
+    relay.release()
+    assert not budget.take(1000)
+    relay.feed(b" " * 64, 1.0)
+    assert budget.take(1000)
+    budget.give(1000)
+    relay.feed(b"}", 1.0)
+    relay.finish(BodyEnd.WHOLE)
+    assert port.ends == [(Outcome.COMPLETE, None, True, False)]
+    assert budget.take(1000)

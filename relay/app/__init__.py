@@ -4,7 +4,15 @@
 binds the addresses, `process` is a relay as a process of its own with its signals.
 """
 
-from relay.app.application import App
-from relay.app.process import run
+from collections.abc import Callable
 
-__all__ = ["App", "run"]
+from relay.config.tree import Config
+from relay.transport.tls import drop_unused_contexts
+
+
+def run(config: Config, *, reload: Callable[[], Config] | None, announce: Callable[[str], None]) -> int:
+    """Serve `config` until a signal ends it; call `announce` with the address once it listens. Returns an exit code."""
+    drop_unused_contexts()  # before the rest is imported, which then takes their memory
+    from relay.app import process
+
+    return process.run(config, reload=reload, announce=announce)

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from relay.admission import scopes_of
+from relay.admission import all_scopes
 from relay.config.tree import Config, Redis
 from relay.stores import SLOTS_IDENTITY, Ledger, RedisLimiter, open_ledger
 
@@ -42,8 +42,7 @@ class Accounts:
 
     def know(self, config: Config) -> None:
         """Forget what the configuration does not limit any more."""
-        keys = (None, *config.keys.values())
-        self.ledger.know(scope for route in config.routes.values() for key in keys for scope in scopes_of(key, route))
+        self.ledger.know(all_scopes(config.keys.values(), config.routes.values()))
 
     def shares(self) -> Iterator[tuple[str, str, float]]:
         """Yield key, limit and used share of every limit of a key that was used."""

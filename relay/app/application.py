@@ -42,6 +42,7 @@ from relay.providers.openai import OpenAIProvider
 from relay.stores import SLOTS_IDENTITY, TOKENS_IDENTITY
 from relay.stream import HoldBudget
 from relay.telemetry.lag import LagTimer, Lateness
+from relay.telemetry.libraries import LibraryLog
 from relay.telemetry.logs import LogWriter, RequestLog, make_logger, make_request_line
 from relay.telemetry.metrics import Metrics
 from relay.telemetry.observers import Observers
@@ -94,6 +95,7 @@ class App:
         is_terminal = (log_file or sys.stderr).isatty()
         self._log = make_logger(self._writer, is_terminal=is_terminal, worker=worker)
         self._request_log = RequestLog(self._log, make_request_line(self._writer, self._log, is_terminal=is_terminal, worker=worker))
+        self._libraries = LibraryLog(self._log)
         self._config = self._bound = config
         """What was in force when the listeners were made: a reload cannot change it."""
         self._credentials = Credentials()
@@ -103,20 +105,7 @@ class App:
         self._targets.know(config)
         self._turns = Turns(AllSlots() if crew is None else AllSlots(index=crew.index, total=crew.total))
         self._turns.slots.know(config)
-        self._metrics = Metrics(
-            config,
-            __version__,
-            connections=self._pools.counts,
-            dropped=lambda: self._writer.dropped,
-            queued=lambda: self._turns.queued,
-            standings=lambda: [(target.name, target.health.value) for target in self._targets.standings(monotonic())],
-            credentials=lambda: self._targets.credentials(monotonic()),
-            usage_dropped=lambda: 0 if self._usage is None else self._usage.dropped,
-            shares=lambda: self._accounts.shares() if self._accounts is not None else (),
-            reserved=lambda: self._accounts.reserved() if self._accounts is not None else {},
-            limits_degraded=self._are_limits_degraded,
-            identities=(SLOTS_IDENTITY, TOKENS_IDENTITY),
-        )
+        self._metrics = self._counting(config)
         self._usage = None if config.usage is None else _usage_log(config.usage, self._log)
         self._spans = _spans(config.tracing, self._log)
         self._observers = Observers(each for each in (self._metrics, self._request_log, self._usage, self._spans) if each is not None)
@@ -137,8 +126,26 @@ class App:
         self._reloads = Reloads(reload, self._change, self._refused, self._log)
         self._key_watch = KeyWatch(self._use_keys, self._log)
 
+    def _counting(self, config: Config) -> Metrics:
+        """Return metrics that ask the other parts for what those count."""
+        return Metrics(
+            config,
+            __version__,
+            connections=self._pools.counts,
+            dropped=lambda: self._writer.dropped,
+            queued=lambda: self._turns.queued,
+            standings=lambda: [(target.name, target.health.value) for target in self._targets.standings(monotonic())],
+            credentials=lambda: self._targets.credentials(monotonic()),
+            usage_dropped=lambda: 0 if self._usage is None else self._usage.dropped,
+            shares=lambda: self._accounts.shares() if self._accounts is not None else (),
+            reserved=lambda: self._accounts.reserved() if self._accounts is not None else {},
+            limits_degraded=self._are_limits_degraded,
+            identities=(SLOTS_IDENTITY, TOKENS_IDENTITY),
+        )
+
     async def start(self) -> str:
         """Listen; return the address to use. Raises OSError when the address cannot be had."""
+        self._libraries.open()
         config = self._config = await asyncio.to_thread(self._key_watch.refreshed, self._config)
         self._accounts = Accounts(config.state_dir or (None if self._crew is None else self._crew.directory), config.redis, self._log)
         await self._accounts.start()
@@ -259,6 +266,7 @@ class App:
         self._pools.forget_trust()
         self._config = config
         self._metrics.know(config)
+        self._spawn(self._make_series())
         self._targets.know(config)
         self._turns.slots.know(config)
         self._gateway.snapshot = snapshot
@@ -269,6 +277,10 @@ class App:
         self._key_watch.follow(config.key_store)
         self._metrics.loaded(is_good=True, unix_time=time())
 
+    async def _make_series(self) -> None:
+        for _ in self._metrics.make_series():
+            await asyncio.sleep(0)  # streams go on between two routes
+
     def _use_keys(self, stored: Mapping[bytes, Key]) -> None:
         """Put what the file of stored keys now holds in force."""
         assert self._gateway is not None
@@ -276,8 +288,11 @@ class App:
         if config.keys == self._config.keys:
             return
         self._config = config
+        self._metrics.know_keys(config.key_names)
         snapshot = self._gateway.snapshot
         self._gateway.snapshot = replace(snapshot, config=with_stored(snapshot.config, stored))
+        if self._accounts is not None:
+            self._accounts.know(config)
         self._log.info("keys", result="ok", keys=len(config.key_names))
 
     def _refused(self) -> None:
@@ -339,6 +354,7 @@ class App:
             self._usage.close()
         if self._spans is not None:
             await asyncio.to_thread(self._spans.close)
+        self._libraries.close()
         self._writer.close()
 
 

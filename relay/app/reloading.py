@@ -66,6 +66,8 @@ def fixed_changes(config: Config, bound: Config) -> list[str]:
         fixed.append("metrics.label_values")
     if config.usage != bound.usage:
         fixed.append("usage")
+    if config.tracing != bound.tracing:
+        fixed.append("tracing")
     if config.state_dir != bound.state_dir:
         fixed.append("state_dir")
     if config.redis != bound.redis:

@@ -22,12 +22,14 @@ from relay import __version__
 from relay.banner import banner
 from relay.cli import keys, targets, usage
 from relay.cli.exits import BAD_CONFIG, FAILED, INTERRUPTED, OK, PLACES, USAGE, find_file
-from relay.config import Config, ConfigInvalid, discover, load, schema
+from relay.cli.parsing import know_themselves
+from relay.config import Config, ConfigInvalid, discover, load, reference, schema
 from relay.config.tree import Slo
 
 _COMMANDS: Final = ("serve", "check", "explain", "keys", "rules", "schema", "targets", "usage", "version")
 _OLLAMA: Final = ("127.0.0.1", 11434)
 _EXPLAIN: Final = "Tell which targets a request would be tried on, in which order and by which rules. No network is used."
+_SCHEMA: Final = "Print the JSON Schema of the configuration, by which editors complete and check it."
 _RULES: Final = "Print recording and alert rules for Prometheus, made from what `metrics.slo` promises."
 _MAX_REQUEST: Final = 32 * 2**20
 _PROBE_SECONDS: Final = 0.3
@@ -42,20 +44,37 @@ def main(argv: list[str] | None = None) -> int:
     if words[0] not in _COMMANDS and not words[0].startswith("-"):
         return _unknown_command(words[0])
     try:
-        options = _parser().parse_args(words)
+        options, unknown = _parser().parse_known_args(words)
+        if unknown:
+            options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     except SystemExit as end:  # argparse has printed what is to be said
         return end.code if isinstance(end.code, int) else USAGE
     run: Callable[[argparse.Namespace], int] = options.run
     try:
-        return run(options)
+        code = run(options)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where what goes wrong can still be told
+        return code
     except ConfigInvalid as invalid:
         print(invalid, file=sys.stderr)
         return BAD_CONFIG
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has enough
+        return _give_up_output()
+    except OSError as error:
+        if run is _serve:
+            raise
+        # Commands tell of their own files themselves, so it is the output that failed.
+        print(f"relay {words[0]}: {error.strerror or error}", file=sys.stderr)
+        return _give_up_output()
+
+
+def _give_up_output() -> int:
+    """Let nothing more be written, so that the interpreter does not complain of the rest at its end."""
+    with contextlib.suppress(OSError, ValueError):  # ValueError: there was none to begin with
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
+    return FAILED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -90,13 +109,16 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--tests", action="store_true", help="cases for `promtool test rules`, over rules in alerts.yml beside them")
     rules.set_defaults(run=_rules)
 
-    commands.add_parser("schema", help="print the JSON Schema of the configuration").set_defaults(run=_schema)
+    describe = commands.add_parser("schema", help="print the JSON Schema of the configuration", description=_SCHEMA)
+    describe.add_argument("--markdown", action="store_true", help="as a page for people, docs/configuration.md")
+    describe.set_defaults(run=_schema)
 
     usage.add_parser(commands)
 
     version = commands.add_parser("version", help="print versions")
     version.add_argument("--json", action="store_true", help="as JSON")
     version.set_defaults(run=_version)
+    know_themselves(parser)
     return parser
 
 
@@ -189,8 +211,8 @@ def _rules(options: argparse.Namespace) -> int:
     return OK
 
 
-def _schema(_: argparse.Namespace) -> int:
-    print(json.dumps(schema(), indent=2))
+def _schema(options: argparse.Namespace) -> int:
+    print(reference() if options.markdown else json.dumps(schema(), indent=2))
     return OK
 
 

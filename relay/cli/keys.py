@@ -68,11 +68,11 @@ def add_parser(commands: Any) -> None:
     _finish(check, _check)
 
     revoke = actions.add_parser("revoke", help="make a key good for nothing; its name stays taken")
-    revoke.add_argument("name", metavar="NAME")
+    revoke.add_argument("name", metavar="NAME", help="whose key")
     _finish(revoke, _revoke)
 
     rotate = actions.add_parser("rotate", help="make a new key for a name; the old one stays good for a while")
-    rotate.add_argument("name", metavar="NAME")
+    rotate.add_argument("name", metavar="NAME", help="whose key")
     rotate.add_argument("--grace", metavar="SPAN", default="24h", help="how long the old key stays good: 24h, 7d, 0s (default: 24h)")
     _finish(rotate, _rotate)
 
@@ -85,6 +85,8 @@ def _finish(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace],
 
 def _told(run: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
     try:
+        if run in (_new, _rotate) and sys.stdout is None:
+            raise Refused("there is no standard output, so nobody would see the key; nothing is changed")
         return run(options)
     except Refused as refusal:
         say(f"relay keys: {refusal}")
@@ -151,9 +153,11 @@ def _settings(options: argparse.Namespace, found: Outline) -> dict[str, object]:
 
 def _check_settings(stored: StoredKey) -> None:
     try:
-        checked("", stored.name, stored.settings)
+        settings = checked("", stored.name, stored.settings)
     except KeyStoreBroken as broken:
         raise Refused(str(broken).split(": ", 2)[2]) from None
+    if settings.expires is not None and settings.expires < time.time() - 2:  # `0s` is meant as it is said
+        raise Refused("--expires: is over already; expected a day to come, or a span such as 90d")
 
 
 def _issue() -> IssuedKey:

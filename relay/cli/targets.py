@@ -30,16 +30,25 @@ class Refused(Exception):
 def add_parser(commands: Any) -> None:
     """Add `targets` and all that it can do to the commands."""
     targets = commands.add_parser("targets", help="list the targets of a running relay, rest one, or bring it back", description=__doc__)
-    targets.add_argument("-c", "--config", metavar="FILE", help="configuration file that the relay was started with, for its address")
-    targets.add_argument("--url", metavar="URL", help=f"address of the relay; without a configuration {DEFAULT}")
-    targets.add_argument("--json", action="store_true", help="as JSON")
-    targets.set_defaults(run=_run, action=None)
+    _add_options(targets)
+    targets.set_defaults(run=_run, action=None, config=None, url=None, json=False)
     actions = targets.add_subparsers(metavar="ACTION", dest="action")
     rest = actions.add_parser("rest", help="let a target rest; the last target of a route is used all the same")
     rest.add_argument("target", metavar="NAME", help="upstream/model, as `relay targets` lists it")
     rest.add_argument("--for", metavar="SPAN", dest="span", default="10m", help="how long: 90s, 10m, 2h (default: 10m)")
     restore = actions.add_parser("restore", help="bring a target back that rests, for whatever reason")
-    restore.add_argument("target", metavar="NAME")
+    restore.add_argument("target", metavar="NAME", help="upstream/model, as `relay targets` lists it")
+    _add_options(rest)
+    _add_options(restore)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what may stand before the action and after it; what was given before it stands where nothing comes after."""
+    config = "configuration file that the relay was started with, for its address"
+    parser.add_argument("-c", "--config", metavar="FILE", default=argparse.SUPPRESS, help=config)
+    url = f"address of the relay; without a configuration {DEFAULT}"
+    parser.add_argument("--url", metavar="URL", default=argparse.SUPPRESS, help=url)
+    parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="as JSON")
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -67,6 +76,8 @@ def _address(file: str | None) -> str:
     if path is None:
         return DEFAULT
     config = load(path, os.environ)
+    if config.server.workers != 1:
+        raise Refused(f"{path} has `server.workers`, and there is an admin endpoint with a single process only")
     host, port = (config.server.host, config.server.port) if config.metrics.host is None else (config.metrics.host, config.metrics.port)
     if not is_loopback(host):
         raise Refused(f"{path} has the metrics on {host}, and the admin endpoint is on loopback alone: add `metrics: {{listen: ...}}`")
@@ -74,10 +85,7 @@ def _address(file: str | None) -> str:
 
 
 def _ask(url: str, method: str, path: str, body: dict[str, object] | None) -> dict[str, Any]:
-    parts = urlsplit(url if "//" in url else f"http://{url}")
-    if parts.scheme != "http" or not parts.hostname:
-        raise ValueError("expected an address such as http://127.0.0.1:8080")
-    connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=WAIT_SECONDS)
+    connection = http.client.HTTPConnection(*_host_and_port(url), timeout=WAIT_SECONDS)
     with contextlib.closing(connection):
         try:
             data = None if body is None else json.dumps(body).encode()
@@ -85,7 +93,8 @@ def _ask(url: str, method: str, path: str, body: dict[str, object] | None) -> di
             answer = connection.getresponse()
             text = answer.read(MAX_ANSWER)
         except (OSError, http.client.HTTPException) as error:
-            raise Refused(f"no relay answers at {url}: {error}") from None
+            why = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise Refused(f"no relay answers at {url}: {why}") from None
     try:
         value = json.loads(text)
         if answer.status == http.client.OK and isinstance(value, dict):
@@ -94,6 +103,19 @@ def _ask(url: str, method: str, path: str, body: dict[str, object] | None) -> di
     except (ValueError, LookupError, TypeError):
         raise Refused(f"what answers at {url} is no relay") from None
     raise Refused(message if answer.status != http.client.NOT_FOUND or "target" in message else f"{url} has no admin endpoint: {message}")
+
+
+def _host_and_port(url: str) -> tuple[str, int | None]:
+    """Split the address of a relay. Raises ValueError."""
+    expected = ValueError("--url: expected an address such as http://127.0.0.1:8080")
+    try:
+        parts = urlsplit(url if "//" in url else f"http://{url}")
+        host, port = parts.hostname, parts.port
+    except ValueError:  # brackets that do not close, a port that is no number
+        raise expected from None
+    if parts.scheme != "http" or not host:
+        raise expected
+    return host, port
 
 
 def _listing(found: dict[str, Any]) -> str:

@@ -2,9 +2,9 @@
 
 import argparse
 import csv
+import io
 import json
 import os
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -86,9 +86,9 @@ def _print(by: Sequence[str], lines: Sequence[Line], *, as_json: bool, as_csv: b
     if as_json:
         print(json.dumps([dict(zip(names, row, strict=True)) for row in rows], indent=2))
     elif as_csv:
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(names)
-        writer.writerows(rows)
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([names, *rows])
+        print(text.getvalue(), end="")
     else:
         print(table(names, [_cells(line) for line in lines]))
 

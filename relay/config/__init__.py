@@ -8,7 +8,8 @@ wrong is collected by place (`report`) and raised once, as ConfigInvalid. Withou
 from relay.config.discovery import discover
 from relay.config.loader import load
 from relay.config.problems import ConfigInvalid, Problem
+from relay.config.reference import reference
 from relay.config.schemas import schema
 from relay.config.tree import Config
 
-__all__ = ["Config", "ConfigInvalid", "Problem", "discover", "load", "schema"]
+__all__ = ["Config", "ConfigInvalid", "Problem", "discover", "load", "reference", "schema"]

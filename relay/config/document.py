@@ -161,6 +161,8 @@ def _syntax_message(text: str, error: yaml.MarkedYAMLError, line: int) -> str:
     what = "".join(char for char in error.problem or "unreadable here" if char.isprintable())
     if "alias" in about:
         return 'not valid YAML: a name or value that begins with * must be quoted, such as "*"'
+    if "\t" in source[: len(source) - len(source.lstrip())]:
+        return "not valid YAML: the line begins with a tab; indent with spaces"
     if "${" in source and "{" in source.replace("${", ""):
         return f'not valid YAML: {what}; inside {{ }} a variable must be quoted, such as "${{NAME}}"'
     return f"not valid YAML: {what}"

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, PlainValidator, WithJsonSchema
 from relay.config import addresses, values, vendors
 from relay.config.tree import Affinity as AffinityValue
 from relay.config.tree import Budget as BudgetValue
-from relay.config.tree import FallbackCause, Secret, Strategy
+from relay.config.tree import FallbackCause, OnLimit, Secret, Strategy
 
 DURATION: Final = r"[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h)"
 TARGET: Final = r"[^/*]+/[^*]*\*?"
@@ -45,6 +45,7 @@ def _enum(words: Iterable[str]) -> WithJsonSchema:
 _KINDS: Final = ("openai", "demo")
 _LOOPS: Final = ("auto", "uvloop", "asyncio")
 _CAUSES: Final = tuple(cause.value for cause in FallbackCause)
+_ON_LIMIT: Final = tuple(policy.value for policy in OnLimit)
 _USAGE_ASKED: Final = ("limited", "always")
 _STRATEGIES: Final = tuple(strategy.value for strategy in Strategy)
 
@@ -93,6 +94,7 @@ Kind = Annotated[str, _one_of(_KINDS), _enum(_KINDS)]
 Loop = Annotated[str, _one_of(_LOOPS), _enum(_LOOPS)]
 Vendor = Annotated[str, _one_of(vendors.NAMES), _enum(vendors.NAMES)]
 CauseName = Annotated[str, _one_of(_CAUSES), _enum(_CAUSES)]
+OnLimitName = Annotated[str, _one_of(_ON_LIMIT), _enum(_ON_LIMIT)]
 UsageAsked = Annotated[str, _one_of(_USAGE_ASKED), _enum(_USAGE_ASKED)]
 StrategyName = Annotated[str, _one_of(_STRATEGIES), _enum(_STRATEGIES)]
 

@@ -8,13 +8,15 @@ by itself and read-only, and its header alone tells that something has changed. 
 import contextlib
 import json
 import os
-import sqlite3
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
+
+if TYPE_CHECKING:
+    import sqlite3  # imported where it is used: most relays open no file, and it takes more than a megabyte
 
 MODE: Final = 0o600
 _APPLICATION: Final = 0x72_6C_6B_79
@@ -92,6 +94,8 @@ class KeyStore:
 
     def create(self) -> None:
         """Make the file where there is none; only its owner may read it."""
+        import sqlite3
+
         with _broken_as_said(self._path):
             try:
                 os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, MODE))
@@ -104,6 +108,8 @@ class KeyStore:
 
     def add(self, key: StoredKey) -> None:
         """Add a key. Raises KeyExists."""
+        import sqlite3
+
         with self._change() as connection:
             try:
                 connection.execute("INSERT INTO keys VALUES (?, ?, ?, ?)", (key.name, key.id, _encode(key.settings), key.created_at))
@@ -116,14 +122,16 @@ class KeyStore:
             connection.execute("UPDATE keys SET id = ?, settings = ? WHERE name = ?", (key.id, _encode(key.settings), key.name))
 
     @contextlib.contextmanager
-    def _change(self) -> Iterator[sqlite3.Connection]:
+    def _change(self) -> "Iterator[sqlite3.Connection]":
         with _broken_as_said(self._path), contextlib.closing(_open(self._path, _WRITE_SECONDS)) as connection, connection:
             connection.execute("BEGIN IMMEDIATE")
             yield connection
 
 
-def _open(path: str, seconds: float) -> sqlite3.Connection:
+def _open(path: str, seconds: float) -> "sqlite3.Connection":
     """Open a store that is there. Also to read it: what a killed writer left half done has to be rolled back."""
+    import sqlite3
+
     connection = sqlite3.connect(f"file:{quote(path)}?mode=rw", uri=True, timeout=seconds)
     try:
         ((application,),) = connection.execute("PRAGMA application_id")
@@ -140,6 +148,8 @@ def _open(path: str, seconds: float) -> sqlite3.Connection:
 
 @contextlib.contextmanager
 def _broken_as_said(path: str) -> Iterator[None]:
+    import sqlite3
+
     try:
         yield
     except sqlite3.Error as error:

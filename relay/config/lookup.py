@@ -15,10 +15,27 @@ _KEY_STORE: Final = ("keys", "store")
 """A text here is the name of a file, not a key."""
 
 
-def names_below(path: Path) -> frozenset[str] | None:
+def names_below(path: Path) -> tuple[str, ...] | None:
     """Return the settings that may stand in the mapping at `path`; None where names are free or nothing is known."""
     inner, _ = _find(path)
-    return frozenset(inner.model_fields) if _is_model(inner) else None
+    return tuple(inner.model_fields) if _is_model(inner) else None
+
+
+def home_of(name: str, path: Path) -> Path | None:
+    """Return where the setting `name` belongs that stands by mistake in the mapping at `path`; None if it is nobody's.
+
+    Close by goes before far away: `first_token` on a route is meant for the timeouts of that route.
+    """
+    around = [(*path, below) for below in names_below(path) or ()] + [(), *((top,) for top in Settings.model_fields)]
+    return next((place for place in around if name in (names_below(place) or ())), None)
+
+
+def example_at(path: Path) -> object:
+    """Return an example of the whole section or list at `path`, None where there is none."""
+    inner, field = _find(path)
+    if field is None or not path or path[-1] not in (names_below(path[:-1]) or ()):
+        return None
+    return next((each for each in field.examples or () if isinstance(each, list if get_origin(inner) is list else dict)), None)
 
 
 def field_at(path: Path) -> FieldInfo | None:

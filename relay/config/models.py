@@ -30,6 +30,7 @@ from relay.config.fields import (
     Loop,
     Model,
     Network,
+    OnLimitName,
     Origin,
     Price,
     Proxy,
@@ -260,6 +261,13 @@ class Route(BaseModel):
     heartbeat: Heartbeat | None = setting(None, "Sends comments into silent streams. Left out: never.", {"after": "15s", "every": "15s"})
     timeouts: Timeouts = setting(Timeouts(), "Timeouts that differ on this route, for all its targets.", {"first_token": "45s"})
     limits: Limits = setting(Limits(), "Limits for all its callers together.", {"rpm": 600, "concurrency": 32})
+    on_limit: OnLimitName = setting(
+        "finish",
+        "What becomes of an answer that reaches a limit of its tokens: it goes on, is kept within what is left by a lower"
+        " max_tokens, or stops with an error event.",
+        "stop",
+        shown="finish",
+    )
     usage: UsageAsked = setting(
         "limited",
         "Which streams are asked for their usage although the client did not: those whose tokens are limited, or always.",

@@ -50,7 +50,9 @@ class ConfigInvalid(Exception):
     def __str__(self) -> str:
         lines = [str(problem) for problem in self.problems]
         if self.problems:
-            lines.append(f"{self.problems[0].file}: {len(self.problems)} problem(s)")
+            count = len(self.problems)
+            number = "1 problem" if count == 1 else f"{count} problems" if count < MAX_PROBLEMS else f"{count} problems, and perhaps more"
+            lines.append(f"{self.problems[0].file}: {number}")
         return "\n".join(lines)
 
     __repr__ = __str__

@@ -3,18 +3,20 @@
 The data is made of dicts, lists, text and None. A value with a mistake becomes BROKEN and is told once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Final
 
 from relay.config.document import Listing, Node, NotYaml, Place, Scalar, Table, parse
-from relay.config.lookup import names_below
+from relay.config.lookup import home_of, names_below
 from relay.config.problems import Path, did_you_mean
-from relay.config.report import Part, Report, Span
+from relay.config.report import Part, Report, Span, safe_path_text
 from relay.config.variables import expand
 
 BROKEN: Final = object()
+_FEW: Final = 8
+"""As many names as one reads in a message."""
 _TABLES: Final = frozenset({("upstreams",), ("routes",), ("keys",), ("prices",)})
 _WORDS: Final[Mapping[str, str]] = {"bool": "a boolean", "int": "a number", "float": "a number", "timestamp": "a date", "null": "nothing"}
 
@@ -30,6 +32,14 @@ def read(text: str, report: Report, environ: Mapping[str, str], folder: FilePath
         report.add_at(None, (), "the file is empty; it needs at least `upstreams` and `routes`")
         return BROKEN
     return _Walk(report=report, environ=environ, folder=folder).value(root, ())
+
+
+def _instead(name: str, path: Path, allowed: Sequence[str]) -> str:
+    """Tell what was likely meant by a name that is no setting of the mapping at `path`."""
+    home = home_of(name, path)
+    if home is not None:
+        return f"; it belongs under `{safe_path_text(home)}`" if home else "; it belongs at the top of the file, beside `upstreams`"
+    return did_you_mean(name, allowed) or (f"; here are {', '.join(allowed)}" if len(allowed) <= _FEW else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +99,7 @@ class _Walk:
             return f"appears twice; the first is on line {self.report.names[path].line + 1}"
         allowed = names_below(path[:-1])
         if allowed is not None and name.text not in allowed:
-            return "unknown setting" + ("" if self.report.is_full else did_you_mean(name.text, allowed))
+            return "unknown setting" + ("" if self.report.is_full else _instead(name.text, path[:-1], allowed))
         return ""
 
     def _broken(self, node: Node, path: Path, message: str) -> object:

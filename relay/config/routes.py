@@ -13,7 +13,7 @@ from relay.config import models
 from relay.config.allowance import limits_of
 from relay.config.problems import Path, did_you_mean, shown
 from relay.config.report import Report
-from relay.config.tree import AffinityKind, FallbackCause, Heartbeat, Hedge, Route, Strategy, Target, Timeouts, Upstream
+from relay.config.tree import AffinityKind, FallbackCause, Heartbeat, Hedge, OnLimit, Route, Strategy, Target, Timeouts, Upstream
 
 _OF_EXCHANGE: Final = ("write", "total")
 _Located = tuple[Path, models.Target]
@@ -65,6 +65,7 @@ class RouteBuilder:
             fallback_on=frozenset(map(FallbackCause, given.fallback_on)),
             retries=given.retries,
             limits=limits_of(given.limits),
+            on_limit=OnLimit(given.on_limit),
             always_asks_usage=given.usage == "always",
             hedge=None if given.hedge is None else Hedge(after=given.hedge.after, at_most=given.hedge.at_most),
             heartbeat=None if given.heartbeat is None else Heartbeat(after=given.heartbeat.after, every=given.heartbeat.every),

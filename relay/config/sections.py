@@ -8,6 +8,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from relay.config import models, telling
+from relay.config.flow import flow
+from relay.config.lookup import example_at
 from relay.config.problems import Path
 from relay.config.report import Report
 from relay.config.values import name_flaw, parse_model, parse_text, route_name_flaw
@@ -20,6 +22,10 @@ _KINDS: Final[Mapping[str, str]] = {
     "missing": "is missing",
 }
 """What pydantic's own complaints are called here; all others come from our parsers."""
+_LONG: Final = 80
+"""An example that does not fit a line helps nobody."""
+_SHAPES: Final[Mapping[str, str]] = {_KINDS["model_type"]: "expected settings", _KINDS["list_type"]: "expected a list"}
+"""Those that are better told with the example of the very setting."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -112,8 +118,14 @@ def _model(model: type[_M], entry: object, path: Path, report: Report) -> _M | N
         for each in error.errors(include_url=False, include_input=False):
             place = (*path, *_as_written(entry, each["loc"]))
             if each["type"] != "missing" or place[:-1] not in report.holed:
-                report.add(place, complaint(each))
+                report.add(place, _with_example(complaint(each), place))
         return None
+
+
+def _with_example(message: str, path: Path) -> str:
+    shape = _SHAPES.get(message)
+    example = example_at(path) if shape is not None else None
+    return message if example is None or len(flow(example)) > _LONG else f"{shape} such as {flow(example)}"
 
 
 def complaint(each: ErrorDetails) -> str:

@@ -212,6 +212,17 @@ class FallbackCause(Enum):
     CONTENT_POLICY = "content_policy"
 
 
+class OnLimit(Enum):
+    """What becomes of an answer that reaches a limit of tokens."""
+
+    FINISH = "finish"
+    """It goes on, and counts."""
+    CLAMP = "clamp"
+    """It may not be longer than what is left: its request says so."""
+    STOP = "stop"
+    """It ends there, with an error event."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hedge:
     """When a backup attempt starts beside a slow first one."""
@@ -249,6 +260,7 @@ class Route:
     """How often a target is asked again when no other is left, at most."""
     limits: Limits | None = None
     """For all its callers together."""
+    on_limit: OnLimit = OnLimit.FINISH
     always_asks_usage: bool = False
     """Whether upstreams are asked for the usage of every stream, not only of those whose tokens are limited."""
     hedge: Hedge | None = None
@@ -343,13 +355,11 @@ class Tracing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Redis:
-    """Where limits are counted for several machines."""
+    """Where `replicas` relays count their limits together; an answer after `timeout` seconds comes too late."""
 
     url: Secret
     replicas: int = 1
-    """Relays that share the limits."""
     timeout: float = 0.05
-    """Seconds after which an answer comes too late."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -372,7 +382,6 @@ class Config:
     state_dir: str | None = None
     """Directory of what has to survive a restart; None keeps it in memory."""
     redis: Redis | None = None
-    """None: each machine counts for itself."""
     default_model: str | None = None
     """What answers for requests that name no model."""
     warnings: tuple[str, ...] = ()

@@ -113,7 +113,7 @@ class Framing(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JsonBody:
-    """What the relay acts on in a strictly parsed request body (ruling 14). Spans are byte offsets into `raw`."""
+    """What the relay acts on in a strictly parsed request body. Spans are byte offsets into `raw`."""
 
     raw: bytes
     model: str | None
@@ -133,6 +133,8 @@ class JsonBody:
     """Where the JSON value of a `stream_options` stands that does not ask for usage."""
     answer_tokens: int | None = None
     """The most tokens that all answers together may have, when the request says so."""
+    answers: int = 1
+    """How many answers it asks for: `n`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,6 +243,8 @@ class EventError:
     status: int
     type: str | None
     code: str | None
+    message: str | None = None
+    """May quote the request: there to be judged, never to be shown."""
 
 
 @dataclass(slots=True)
@@ -255,6 +259,8 @@ class StreamMeter:
     """First event of the answer proper: text or a tool call. None while only reasoning has come."""
     last_content_at: float = 0.0
     content_events: int = 0
+    flowed_tokens: int = 0
+    """Tokens of the answer as they were counted while it flowed; 0 where nobody counted."""
     terminal_at: float | None = None
     """When the protocol's own terminator was read."""
     finish_reason: str | None = None
@@ -351,7 +357,9 @@ class Exchange:
     adds_usage: bool = False
     """Whether upstreams are asked for usage that the client did not ask for, and it is kept from the client."""
     debit: Callable[[int], bool] | None = None
-    """Counts that so many tokens have flowed in all and tells whether the limits still hold; None where none are counted."""
+    """Counts that so many tokens of the answer have flowed and tells whether the limits still hold; None where none are counted."""
+    answer_bound: int | None = None
+    """The most tokens that each answer may have by what is left of the caller's limits; None where the request's own word stands."""
     is_begun_early: bool = False
     """Whether the client has a response head and comments of ours, and no byte of an upstream."""
     is_rewritten: str | None = None

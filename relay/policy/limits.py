@@ -9,36 +9,25 @@ same entry. What exceeds a reservation is counted when it is seen. Budgets go by
 opens no new period. Times are milliseconds of a monotonic clock, `unix_time` is seconds.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from enum import StrEnum
-from functools import lru_cache
 from math import ceil
+from operator import itemgetter
 from typing import Final, NamedTuple
 
-from relay.config.tree import Budget, Limits, Period
-from relay.policy.sliding import WINDOW_CELLS, Cells, SlidingWindow, quantum_of
+from relay.config.tree import Budget, Limits
+from relay.policy.accounts import Account
+from relay.policy.periods import until_next
+from relay.policy.sliding import SlidingWindow, quantum_of
 
 CONCURRENCY_WAIT_MS: Final = 1_000
 """What a caller is told to wait when too many requests run: nobody knows when one ends."""
 
-MAX_WORKERS: Final = 512
-"""Columns of an account: processes that may share it, twice as many as one relay may have workers."""
-_COLUMN_CELLS: Final = 3
-_SLOTS: Final = 0
-"""Requests in flight. The first three cells are sums of the columns, in their order."""
-_TOKENS: Final = 1
-_HELD: Final = 2
-"""Of the budget, reserved for requests in flight."""
-_SPENT: Final = 3
-_KIND: Final = 4
-"""What the budget counts, and over which period; 0 while nothing was counted."""
-_PERIOD: Final = 5
-_COLUMNS: Final = 8
-_REQUEST_WINDOW: Final = _COLUMNS + _COLUMN_CELLS * MAX_WORKERS
-_TOKEN_WINDOW: Final = _REQUEST_WINDOW + WINDOW_CELLS
-ACCOUNT_CELLS: Final = _TOKEN_WINDOW + WINDOW_CELLS
+
+MAX_EXTRAS: Final = 64
+"""Entries of tokens beyond a demand that can be taken back: an estimate is seldom far above what is reported."""
 
 
 class Limit(StrEnum):
@@ -77,6 +66,10 @@ class Demand(NamedTuple):
     """To reserve."""
     cost: int = 0
     """To reserve, in billionths of a US dollar."""
+    least: int = 0
+    """What the tokens may be lowered to, down to what is left; 0 for not at all."""
+    answer_cost: int = 0
+    """Of one token of the answer, in billionths of a US dollar."""
 
 
 class Standing(NamedTuple):
@@ -103,12 +96,14 @@ class Refusal:
 class Grant:
     """What an admitted request holds. Settled or released exactly once, by who gave it."""
 
-    __slots__ = ("demand", "extra", "is_over", "request_stamps", "requests", "token_stamps", "tokens")
+    __slots__ = ("demand", "extra", "extras", "is_over", "request_stamps", "requests", "token_stamps", "tokens")
 
     def __init__(self, demand: Demand) -> None:
         self.demand = demand
         self.extra = 0
         """Tokens counted beyond the demand, as they flowed."""
+        self.extras: deque[tuple[int, int, int]] = deque(maxlen=MAX_EXTRAS)
+        """The latest of them: number of the scope, stamp, tokens."""
         self.request_stamps: list[int] = []
         self.token_stamps: list[int] = []
         self.is_over = False
@@ -117,136 +112,48 @@ class Grant:
         self.tokens: Standing | None = None
 
 
-class Account:
-    """The counts of one scope, seen from one process. All zeros is a new one."""
-
-    __slots__ = ("_column", "cells", "requests", "tokens")
-
-    def __init__(self, cells: memoryview, worker: int) -> None:
-        """Count in `cells`, of which there must be ACCOUNT_CELLS, for the process with the number `worker`."""
-        self.cells: Cells = cells
-        self.requests = SlidingWindow(cells[_REQUEST_WINDOW:_TOKEN_WINDOW])
-        self.tokens = SlidingWindow(cells[_TOKEN_WINDOW:ACCOUNT_CELLS])
-        self._column = _COLUMNS + _COLUMN_CELLS * worker
-
-    def hold(self, tokens: int, budget: int, slots: int) -> None:
-        """Add to what this process holds; negative numbers give back."""
-        cells, column = self.cells, self._column
-        cells[_SLOTS] += slots
-        cells[column] += slots
-        if tokens:
-            cells[_TOKENS] += tokens
-            cells[column + _TOKENS] += tokens
-        if budget:
-            cells[_HELD] += budget
-            cells[column + _HELD] += budget
-
-    def reclaim(self, worker: int) -> bool:
-        """Give back what the process `worker`, which is dead, held; tell whether that was anything.
-
-        Its part of the budget counts as spent: its requests had been sent, and nobody knows what they cost.
-        """
-        cells = self.cells
-        column = _COLUMNS + _COLUMN_CELLS * worker
-        slots, tokens, budget = cells[column], cells[column + _TOKENS], cells[column + _HELD]
-        if not (slots or tokens or budget):
-            return False
-        cells[_SPENT] += budget
-        for kind in (_SLOTS, _TOKENS, _HELD):
-            cells[column + kind] = 0
-        self._sum()
-        return True
-
-    def repair(self) -> None:
-        """Make the sums right again after a writer died between two cells."""
-        self.requests.repair()
-        self.tokens.repair()
-        self._sum()
-
-    def _sum(self) -> None:
-        for kind in (_SLOTS, _TOKENS, _HELD):
-            self.cells[kind] = sum(self.cells[_COLUMNS + _COLUMN_CELLS * worker + kind] for worker in range(MAX_WORKERS))
-
-    @property
-    def own(self) -> tuple[int, int]:
-        """Return the slots and the tokens that this process holds."""
-        return self.cells[self._column], self.cells[self._column + _TOKENS]
-
-    @property
-    def slots(self) -> int:
-        """Return the requests in flight, of all processes."""
-        return self.cells[_SLOTS]
-
-    @property
-    def reserved(self) -> int:
-        """Return the tokens reserved and not settled, of all processes."""
-        return self.cells[_TOKENS]
-
-    def spent(self, budget: Budget, unix_time: float) -> int:
-        """Return what was used of `budget` in the period of `unix_time`."""
-        self._turn(budget, unix_time)
-        return self.cells[_SPENT]
-
-    def left(self, budget: Budget, unix_time: float) -> int:
-        """Return what is neither spent nor reserved of `budget`; negative when more was used than it allows."""
-        return budget.amount - self.spent(budget, unix_time) - self.cells[_HELD]
-
-    def spend(self, budget: Budget, amount: int, unix_time: float) -> None:
-        """Count `amount` as used, unless the budget has come to count something else meanwhile."""
-        if self.cells[_KIND] == kind_of(budget):
-            self._turn(budget, unix_time)
-            self.cells[_SPENT] += amount
-
-    def _turn(self, budget: Budget, unix_time: float) -> None:
-        cells = self.cells
-        period = period_of(budget.period, unix_time)
-        if cells[_KIND] == kind_of(budget) and period <= cells[_PERIOD]:
-            if period < cells[_PERIOD] - 1:
-                # The clock had been far ahead: what was spent still counts, but the next period shall begin on time.
-                cells[_PERIOD] = period
-            return
-        cells[_KIND] = kind_of(budget)
-        cells[_PERIOD] = period
-        cells[_SPENT] = 0
-
-
-def kind_of(budget: Budget | None) -> int:
-    """Return a number for what a budget counts, and over which period; 0 for none."""
-    return 0 if budget is None else 1 + 2 * (budget.period is Period.MONTH) + budget.is_money
-
-
-def period_of(period: Period, unix_time: float) -> int:
-    """Return the number of the calendar's day or month, UTC."""
-    day = int(unix_time // 86_400)
-    return day if period is Period.DAY else _month_of(day)
-
-
-@lru_cache(8)
-def _month_of(day: int) -> int:
-    moment = datetime.fromtimestamp(day * 86_400, UTC)
-    return moment.year * 12 + moment.month - 1
-
-
-def until_next(period: Period, unix_time: float) -> float:
-    """Return the seconds until the next day or month begins, UTC."""
-    number = period_of(period, unix_time) + 1
-    if period is Period.DAY:
-        return number * 86_400 - unix_time
-    return datetime(number // 12, number % 12 + 1, 1, tzinfo=UTC).timestamp() - unix_time
-
-
 def admit(accounts: Sequence[Account], demand: Demand, now: int, unix_time: float) -> Grant | Refusal:
-    """Take what `demand` asks for from the accounts of its scopes, in their order, or refuse and take nothing."""
-    worst: tuple[float, Limit, Scope] | None = None
-    for account, scope in zip(accounts, demand.scopes, strict=True):
-        for wait, limit in _waits(account, scope.limits, demand.tokens, demand.cost, now, unix_time):
-            if worst is None or wait > worst[0]:
-                worst = (wait, limit, scope)
+    """Take what `demand` asks for from the accounts of its scopes, in their order, or refuse and take nothing.
+
+    A demand that may be lowered is lowered to what is left where it asks for more: the grant says what was taken.
+    """
+    worst = _worst(accounts, demand, now, unix_time)
+    if worst is not None and demand.least:
+        demand = _lowered(accounts, demand, now, unix_time)
+        worst = _worst(accounts, demand, now, unix_time)
     if worst is None:
         return take(accounts, demand, now)
     wait, limit, refused = worst
     requests, tokens = _standings(accounts, demand.scopes, now)
     return Refusal(limit=limit, scope=refused, wait_ms=None if wait == _NEVER else int(wait), requests=requests, tokens=tokens)
+
+
+def _worst(accounts: Sequence[Account], demand: Demand, now: int, unix_time: float) -> tuple[float, Limit, Scope] | None:
+    """Return the limit that will be free last, of those that have no room."""
+    found = [
+        (wait, limit, scope)
+        for account, scope in zip(accounts, demand.scopes, strict=True)
+        for wait, limit in _waits(account, scope.limits, demand.tokens, demand.cost, now, unix_time)
+    ]
+    return max(found, key=itemgetter(0)) if found else None
+
+
+def _lowered(accounts: Sequence[Account], demand: Demand, now: int, unix_time: float) -> Demand:
+    """Return the demand with no more tokens than are left, but with the least that it can do with."""
+    tokens = demand.tokens
+    for account, scope in zip(accounts, demand.scopes, strict=True):
+        limits = scope.limits
+        if limits.tpm is not None:
+            tokens = min(tokens, limits.tpm - account.tokens.total(now))
+        budget = limits.budget
+        if budget is not None:
+            left = account.left(budget, unix_time)
+            if not budget.is_money:
+                tokens = min(tokens, left)
+            elif demand.cost > left and demand.answer_cost:
+                tokens = min(tokens, demand.tokens - ceil((demand.cost - left) / demand.answer_cost))
+    tokens = max(tokens, demand.least)
+    return demand._replace(tokens=tokens, cost=max(0, demand.cost - (demand.tokens - tokens) * demand.answer_cost))
 
 
 _NEVER: Final = float("inf")
@@ -263,7 +170,7 @@ def _waits(account: Account, limits: Limits, tokens: int, cost: int, now: int, u
         need = account.tokens.total(now) + tokens - limits.tpm
         if need > 0:
             found.append((_or_never(account.tokens.wait(need, now)), Limit.TPM))
-    if limits.concurrency is not None and account.cells[_SLOTS] >= limits.concurrency:
+    if limits.concurrency is not None and account.slots >= limits.concurrency:
         found.append((CONCURRENCY_WAIT_MS, Limit.CONCURRENCY))
     budget = limits.budget
     if budget is not None:
@@ -284,6 +191,11 @@ def _of_budget(budget: Budget | None, tokens: int, cost: int) -> int:
     if budget is None:
         return 0
     return cost if budget.is_money else tokens
+
+
+def _held_of(budget: Budget | None, grant: Grant) -> int:
+    demand = grant.demand
+    return _of_budget(budget, demand.tokens + grant.extra, demand.cost + grant.extra * demand.answer_cost)
 
 
 def take(accounts: Sequence[Account], demand: Demand, now: int) -> Grant:
@@ -325,8 +237,8 @@ def _tighter(known: Standing | None, limit: int, window: SlidingWindow, now: int
     return Standing(limit, max(0, remaining), window.reset(now))
 
 
-def debit(accounts: Sequence[Account], grant: Grant, tokens: int, now: int) -> bool:
-    """Count that `tokens` of this request have flowed in all; tell whether every limit of tokens still holds.
+def debit(accounts: Sequence[Account], grant: Grant, tokens: int, now: int, unix_time: float) -> bool:
+    """Count that `tokens` of this request have flowed in all; tell whether every limit of tokens and every budget still holds.
 
     Costs nothing while they are within the reservation.
     """
@@ -335,11 +247,15 @@ def debit(accounts: Sequence[Account], grant: Grant, tokens: int, now: int) -> b
         return True
     grant.extra += excess
     holds = True
-    for account, scope in zip(accounts, grant.demand.scopes, strict=True):
+    for index, (account, scope) in enumerate(zip(accounts, grant.demand.scopes, strict=True)):
         limit = scope.limits.tpm
         if limit is not None:
-            account.tokens.add(now, excess, quantum_of(limit))
+            grant.extras.append((index, account.tokens.add(now, excess, quantum_of(limit)), excess))
             holds = holds and account.tokens.total(now) <= limit
+        budget = scope.limits.budget
+        if budget is not None:
+            account.hold(0, _of_budget(budget, excess, excess * grant.demand.answer_cost), 0)
+            holds = holds and account.left(budget, unix_time) >= 0
     return holds
 
 
@@ -352,12 +268,22 @@ def settle(accounts: Sequence[Account], grant: Grant, tokens: int, cost: int, no
         if limits.tpm is not None:
             if tokens > counted:
                 account.tokens.add(now, tokens - counted, quantum_of(limits.tpm))
-            elif tokens < counted and grant.token_stamps[index] >= 0:
-                account.tokens.remove(grant.token_stamps[index], min(counted - tokens, demand.tokens))
+            elif tokens < counted:
+                _give_back(account, grant, index, counted - tokens)
         if limits.budget is not None:
             account.spend(limits.budget, _of_budget(limits.budget, tokens, cost), unix_time)
-        account.hold(-demand.tokens, -_of_budget(limits.budget, demand.tokens, demand.cost), -1)
+        account.hold(-demand.tokens, -_held_of(limits.budget, grant), -1)
     grant.is_over = True
+
+
+def _give_back(account: Account, grant: Grant, index: int, surplus: int) -> None:
+    """Take back `surplus` tokens of what was counted in the account number `index`, the latest first."""
+    for of, stamp, tokens in reversed(grant.extras):
+        if of == index:
+            account.tokens.remove(stamp, min(surplus, tokens))
+            surplus -= min(surplus, tokens)
+    if surplus and grant.token_stamps[index] >= 0:
+        account.tokens.remove(grant.token_stamps[index], min(surplus, grant.demand.tokens))
 
 
 def release(accounts: Sequence[Account], grant: Grant, now: int, unix_time: float) -> None:

@@ -59,7 +59,7 @@ def judge(error: UpstreamError, choice: Choice) -> Verdict:
         case StreamBroken():
             return Verdict(fall_back=True, blame=Blame.TARGET, result=AttemptResult.STREAM_BROKEN)
         case ErrorEvent(status=status):
-            refusal = classify(status, choice.target.upstream.vendor, error.kind, error.code)
+            refusal = classify(status, choice.target.upstream.vendor, error.kind, error.code, error.message)
             return _judge_refusal(refusal, AttemptResult.ERROR_EVENT, choice, status=status)
         case _:
             assert_never(error)  # type: ignore[arg-type]  # UpstreamError has no other subclass; mypy has no sealed classes

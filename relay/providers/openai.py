@@ -5,26 +5,37 @@ The request target is built from the configured prefix and the client's own byte
 choose a host (A25, A42, A43).
 """
 
+from collections.abc import Mapping
+from typing import Final
 from urllib.parse import urlsplit
 
 from relay.config.tree import Upstream
 from relay.exchange import ClientRequest, Operation, UpstreamRequest, header
-from relay.wire.edits import edited
+from relay.wire.edits import Bound, edited
 from relay.wire.headers import headers_up, identity_up
 from relay.wire.tracing import trace_lines
 
 API_PREFIX = "/v1"
+_BOUNDS: Final[Mapping[Operation, tuple[str, ...]]] = {
+    Operation.CHAT: ("max_completion_tokens", "max_tokens"),
+    Operation.COMPLETIONS: ("max_tokens",),
+    Operation.RESPONSES: ("max_output_tokens",),
+}
+"""What a request says the most tokens of its answer by; the first is what is added to one that says nothing."""
+_NEWEST_NAMES: Final = frozenset({"openai", "azure"})
+"""Whose reasoning models refuse `max_tokens`; most others know nothing else."""
 
 
 class OpenAIProvider:
     """Encodes requests for one upstream."""
 
-    __slots__ = ("_fixed", "_prefix", "upstream")
+    __slots__ = ("_bounds", "_fixed", "_prefix", "upstream")
 
     def __init__(self, upstream: Upstream) -> None:
         parts = urlsplit(upstream.base_url)
         self.upstream = upstream
         self._prefix = parts.path.rstrip("/")
+        self._bounds = _BOUNDS if upstream.vendor in _NEWEST_NAMES else {**_BOUNDS, Operation.CHAT: _BOUNDS[Operation.CHAT][::-1]}
         self._fixed = b"Host: %b\r\nAccept-Encoding: identity" % parts.netloc.encode("idna" if not parts.netloc.isascii() else "ascii")
 
     def encode(
@@ -37,14 +48,20 @@ class OpenAIProvider:
         is_upload: bool,
         span: str | None = None,
         asks_usage: bool = False,
+        answer_bound: int | None = None,
     ) -> UpstreamRequest:
         """Encode `request` for this upstream, with `model` in place of the client's name when it differs.
 
         `credential` is the upstream's key, None for none. An upload's body is not at hand: `upload_length` is its
         length, None when only its end will tell. `span` is this call's place in the request's trace.
-        `asks_usage` has a stream tell its usage where the client did not ask and the upstream can.
+        `asks_usage` has a stream tell its usage where the client did not ask and the upstream can;
+        `answer_bound` is the most tokens that an answer may have.
         """
-        body = self._body(request, model, asks_usage=asks_usage and not self.upstream.no_stream_options)
+        body = request.opaque_body or b""
+        if request.body is not None:
+            asks_usage = asks_usage and not self.upstream.no_stream_options
+            bound = None if answer_bound is None else Bound(answer_bound, self._bounds.get(request.operation, ()))
+            body = edited(request.body, model=model, asks_usage=asks_usage, bound=bound)
         lines = [self._fixed, *headers_up(request.headers, self.upstream.forward_headers)]
         if self.upstream.is_passthrough:
             lines += identity_up(request.headers)
@@ -67,13 +84,6 @@ class OpenAIProvider:
             is_upload=is_upload,
             upload_chunked=is_upload and upload_length is None,
         )
-
-    @staticmethod
-    def _body(request: ClientRequest, model: str | None, *, asks_usage: bool) -> bytes:
-        body = request.body
-        if body is None:
-            return request.opaque_body or b""
-        return edited(body, model=model, asks_usage=asks_usage)
 
     @staticmethod
     def _framing(request: ClientRequest, body: bytes, upload_length: int | None, *, is_upload: bool) -> list[bytes]:

@@ -20,10 +20,11 @@ import fcntl
 import hashlib
 import mmap
 import os
+from collections.abc import Set
 from pathlib import Path
 from typing import Final
 
-from relay.policy.limits import ACCOUNT_CELLS, MAX_WORKERS, Account
+from relay.policy.accounts import ACCOUNT_CELLS, MAX_WORKERS, Account
 from relay.stores.ledger import monotonic_ms
 
 _MAGIC: Final = 0x72656C61796C696D
@@ -135,6 +136,9 @@ class HostTable:
             return self._at(index)
         finally:
             self.leave()
+
+    def keep(self, names: Set[str]) -> None:
+        """Do nothing: other processes may use them, and what was spent of a budget is to be found again."""
 
     def enter(self) -> None:
         """Take the lock, and clean up after a process that died with it."""

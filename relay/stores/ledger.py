@@ -3,12 +3,13 @@
 It also keeps books of its own on what this process was granted, so that a grant that was lost, or given back twice, shows.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from time import monotonic_ns, time
 from typing import Final, Protocol
 
 from relay.policy import limits
-from relay.policy.limits import Account, Demand, Grant, Refusal, Scope
+from relay.policy.accounts import Account
+from relay.policy.limits import Demand, Grant, Refusal, Scope
 from relay.policy.shares import Use
 
 SLOTS_IDENTITY: Final = "slots_taken_are_returned_or_held"
@@ -20,6 +21,9 @@ class Table(Protocol):
 
     def account(self, name: str) -> Account:
         """Return the account of a scope, a new one when there was none. Called without the lock."""
+
+    def keep(self, names: Set[str]) -> None:
+        """Take note that no other accounts are in use here."""
 
     def enter(self) -> None:
         """Take the lock."""
@@ -113,7 +117,7 @@ class Ledger:
         accounts = self._of(grant)
         self._table.enter()
         try:
-            return limits.debit(accounts, grant, tokens, self._now())
+            return limits.debit(accounts, grant, tokens, self._now(), self._unix_time())
         finally:
             self._table.leave()
 
@@ -189,6 +193,7 @@ class Ledger:
         self._accounts = {
             name: (wanted.get(name, scope), account) for name, (scope, account) in self._accounts.items() if name in wanted or name in held
         }
+        self._table.keep(wanted.keys() | held)
 
     def standings(self) -> Iterator[tuple[Scope, dict[limits.Limit, float], int]]:
         """Yield each scope that was used with the shares of its limits and its reserved tokens."""

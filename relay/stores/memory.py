@@ -1,10 +1,14 @@
 """Accounts in the memory of one process: gone with it. Pages that no account has used cost nothing."""
 
 import mmap
+from collections.abc import Set
+from typing import Final
 
-from relay.policy.limits import ACCOUNT_CELLS, Account
+from relay.policy.accounts import ACCOUNT_CELLS, Account
 
-_BYTES = 8 * ACCOUNT_CELLS
+_BYTES: Final = 8 * ACCOUNT_CELLS
+MAX_UNUSED: Final = 1_024
+"""Accounts kept for scopes that are gone, at some 12 KiB: a key that is taken out and put back has not been given its budget anew."""
 
 
 class MemoryTable:
@@ -21,6 +25,12 @@ class MemoryTable:
         if account is None:
             account = self._accounts[name] = Account(memoryview(mmap.mmap(-1, _BYTES)).cast("q"), 0)
         return account
+
+    def keep(self, names: Set[str]) -> None:
+        """Forget the oldest accounts of other scopes, as far as there are too many."""
+        unused = [name for name in self._accounts if name not in names]
+        for name in unused[: max(0, len(unused) - MAX_UNUSED)]:
+            del self._accounts[name]
 
     def enter(self) -> None:
         """Do nothing."""

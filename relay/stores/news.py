@@ -5,7 +5,9 @@ from collections.abc import Iterable, Sequence
 from time import time
 from typing import Final
 
-from relay.policy.limits import Scope, kind_of, period_of
+from relay.policy.accounts import kind_of
+from relay.policy.limits import Scope
+from relay.policy.periods import period_of
 from relay.stores import scripts
 from relay.stores.entries import Change, Entry, key_of, limits_text, lines_of, running_lines
 from relay.stores.ledger import monotonic_ms

@@ -20,7 +20,7 @@ from relay.policy.limits import Demand, Grant, Limit, Refusal, Scope, Standing
 from relay.policy.shares import KNOWN_MS, Use, share
 from relay.policy.sliding import WINDOW_MS
 from relay.stores import scripts
-from relay.stores.entries import LIMITS, Change, Entry, fits, shares_of, tighter
+from relay.stores.entries import LIMITS, Change, Entry, fits, lowered, shares_of, tighter
 from relay.stores.ledger import Ledger, monotonic_ms
 from relay.stores.line import Line, LineBroken, Script
 from relay.stores.news import CHANGE, LEASE_MS, News
@@ -101,6 +101,11 @@ class RedisLimiter:
             raise
         if numbers is None:
             return self._admit_here(demand, ident, may_be_known=True)
+        if not numbers[0] and demand.least:
+            # Asked again with what was left: somebody may come between, who then was first.
+            least = lowered(demand, numbers[_HEAD:])
+            if least.tokens < demand.tokens:
+                return await self.admit(least)
         return self._admitted(demand, ident, numbers)
 
     def debit(self, grant: Grant, tokens: int) -> bool:
@@ -210,7 +215,9 @@ class RedisLimiter:
         answer = self._ledger.try_take(demand._replace(scopes=tuple(self._share(scope) for scope in demand.scopes)))
         entry = Entry(ident, demand, monotonic_ms(), is_known=may_be_known)
         if isinstance(answer, Grant):
-            answer.demand = demand
+            # Its tokens may have been lowered.
+            answer.demand = entry.demand = answer.demand._replace(scopes=demand.scopes)
+            entry.tokens = answer.demand.tokens
             self._remember(answer, entry)
             return answer
         if may_be_known:

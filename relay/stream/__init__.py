@@ -15,6 +15,7 @@ After the commit a relay never fails: it ends, cleanly or by a cut.
 from relay.stream.bodies import OpaqueRelay, WholeRelay
 from relay.stream.ends import DONE_GRACE_SECONDS, HOLD_SECONDS, BodyEnd, HoldBudget, Port, broken
 from relay.stream.events import EventRelay
+from relay.stream.flow import Brake, Flow, Tally
 from relay.stream.unasked import WithoutUsage
 
 BodyRelay = EventRelay | WholeRelay | OpaqueRelay
@@ -24,10 +25,13 @@ __all__ = [
     "HOLD_SECONDS",
     "BodyEnd",
     "BodyRelay",
+    "Brake",
     "EventRelay",
+    "Flow",
     "HoldBudget",
     "OpaqueRelay",
     "Port",
+    "Tally",
     "WholeRelay",
     "WithoutUsage",
     "broken",

@@ -4,8 +4,8 @@ import msgspec
 
 from relay.errors import Break, Malformation, MalformedResponse, StreamBroken, UpstreamError
 from relay.exchange import Outcome, StreamMeter
-from relay.stream.ends import HOLD_BODY_BYTES, PROOF_BYTES, BodyEnd, HoldBudget, Port, broken, cut_code
-from relay.wire.openai import read_id, read_usage
+from relay.stream.ends import HOLD_BODY_BYTES, PROOF_BYTES, BodyEnd, HoldBudget, Port, broken, cut_code, error_of
+from relay.wire.openai import read_answer
 
 
 class WholeRelay:
@@ -13,6 +13,7 @@ class WholeRelay:
 
     __slots__ = (
         "_budget",
+        "_copy_bytes",
         "_held",
         "_held_bytes",
         "_is_committed",
@@ -34,8 +35,9 @@ class WholeRelay:
         self._budget = budget
         self._is_json = is_json and not is_encoded
         self._is_encoded = is_encoded
-        # Only parsing proves the end of such a body, so its copy outlives the commit.
-        self._keeps_copy = is_close_delimited and not is_encoded
+        # What a 200 is worth its end may tell, and of a close-delimited one only parsing proves that: so a copy outlives the commit.
+        self._copy_bytes = PROOF_BYTES if is_close_delimited else HOLD_BODY_BYTES
+        self._keeps_copy = not is_encoded and (is_close_delimited or is_json)
         self._held: list[bytes] = []
         self._held_bytes = 0
         self._is_committed = False
@@ -63,7 +65,7 @@ class WholeRelay:
         if self._budget.take(len(data)):
             self._held.append(data)
             self._held_bytes += len(data)
-            if self._is_committed and self._held_bytes > PROOF_BYTES:
+            if self._is_committed and self._held_bytes > self._copy_bytes:
                 self._drop()
             return
         if not self._is_committed:
@@ -109,26 +111,37 @@ class WholeRelay:
         if self._is_over:
             return
         body = b"".join(self._held)
+        failure = None
         if not self._is_committed:
-            error = broken(how) or self._unusable(body) or self._unproven(body, how)
+            error = broken(how) or self._unusable(body) or self._unproven(body, how) or self._read(body)
             if error is not None:
                 self._fail(error)
                 return
-            if not self._is_encoded:
-                self._read(body)
             self._commit()
             if self._is_over:
                 return
+        elif body:
+            failure = self._read(body)
         is_proven = how is BodyEnd.WHOLE or (how is BodyEnd.OPEN and (self._is_encoded or self._unproven(body, how) is None))
         self.abandon()
-        if is_proven:
+        if is_proven and failure is not None:
+            self._port.ended(Outcome.UPSTREAM_ERROR, "upstream_error_in_stream", is_clean=True, can_append=False)
+        elif is_proven:
             self._port.ended(Outcome.COMPLETE, None, is_clean=True, can_append=False)
         else:
             self._port.ended(Outcome.UPSTREAM_CUT, cut_code(how), is_clean=False, can_append=False)
 
-    def _read(self, body: bytes) -> None:
-        self._meter.usage, self._meter.finish_reason = read_usage(body)
-        self._meter.response_id = read_id(body)
+    def _read(self, body: bytes) -> UpstreamError | None:
+        """Read what the meter wants of a whole body; return the error that an answer is in spite of its status."""
+        if self._is_encoded:
+            return None
+        answer = read_answer(body)
+        meter = self._meter
+        meter.usage, meter.finish_reason, meter.response_id = answer.usage, answer.finish_reason, answer.id
+        if answer.error is None or not self._is_json:
+            return None
+        meter.error = answer.error
+        return error_of(answer.error)
 
     def _unusable(self, body: bytes) -> UpstreamError | None:
         if not self._is_json:

@@ -3,8 +3,8 @@
 from enum import Enum
 from typing import Final, Protocol
 
-from relay.errors import Break, Malformation, MalformedResponse, StreamBroken, UpstreamError
-from relay.exchange import Outcome
+from relay.errors import Break, ErrorEvent, Malformation, MalformedResponse, StreamBroken, UpstreamError
+from relay.exchange import EventError, Outcome
 
 HOLD_SECONDS: Final = 2.0
 """How long the beginning of an answer may be held back: long enough to see most early failures, short enough for a person."""
@@ -88,6 +88,11 @@ def broken(how: BodyEnd, *, anything: bool = True) -> UpstreamError | None:
             return StreamBroken(Break.RESET, anything=anything)
         case BodyEnd.GARBAGE:
             return MalformedResponse(Malformation.PROTOCOL)
+
+
+def error_of(error: EventError) -> ErrorEvent:
+    """Return the failure that an error in place of an answer amounts to."""
+    return ErrorEvent(error.status, kind=error.type or "upstream_error", code=error.code, message=error.message)
 
 
 def cut_code(how: BodyEnd) -> str:

@@ -1,8 +1,11 @@
 """Server-sent events on their way to the client: held until the first meaningful one, then passed as they come."""
 
-from relay.errors import Break, ErrorEvent, Malformation, MalformedResponse, StreamBroken, UpstreamError
+from collections.abc import Callable
+
+from relay.errors import LIMIT_REACHED, Break, Malformation, MalformedResponse, StreamBroken, UpstreamError
 from relay.exchange import MAX_KEPT, STALL_SECONDS, Operation, Outcome, StreamMeter
-from relay.stream.ends import COMMENT_BYTES, HOLD_EVENT_BYTES, BodyEnd, Port, broken, cut_code
+from relay.stream.ends import COMMENT_BYTES, HOLD_EVENT_BYTES, BodyEnd, Port, broken, cut_code, error_of
+from relay.stream.flow import Flow
 from relay.wire.openai import EventObserver, First
 
 
@@ -11,6 +14,7 @@ class EventRelay:
 
     __slots__ = (
         "_can_lack_done",
+        "_flow",
         "_has_terminator",
         "_held",
         "_held_bytes",
@@ -20,11 +24,15 @@ class EventRelay:
         "_meter",
         "_observer",
         "_port",
+        "_stage",
         "feed",
     )
 
-    def __init__(self, port: Port, meter: StreamMeter, operation: Operation, *, can_lack_done: bool) -> None:
-        """Relay to `port`; `can_lack_done` accepts a finish_reason as the end, for upstreams known to leave out `[DONE]`."""
+    def __init__(self, port: Port, meter: StreamMeter, operation: Operation, *, can_lack_done: bool, flow: Flow | None = None) -> None:
+        """Relay to `port`; `can_lack_done` accepts a finish_reason as the end, for upstreams known to leave out `[DONE]`.
+
+        `flow` counts tokens and may stop the stream.
+        """
         self._port = port
         self._meter = meter
         self._observer = EventObserver(meter, operation)
@@ -35,7 +43,9 @@ class EventRelay:
         self._is_holding = False
         self._is_committed = False
         self._is_over = False
-        self.feed = self._feed_held
+        self._flow = flow
+        self._stage: Callable[[bytes, float], None] = self._feed_held
+        self.feed: Callable[[bytes, float], None] = self._feed_held if flow is None else self._feed_counted
         """Take body bytes with the instant they came: replaced at each stage, so that no stage pays for another's checks."""
 
     @property
@@ -56,7 +66,7 @@ class EventRelay:
             case First.ERROR:
                 error = meter.error
                 assert error is not None
-                self._fail(ErrorEvent(error.status, kind=error.type or "upstream_error", code=error.code))
+                self._fail(error_of(error))
             case First.HELD:
                 if not self._is_holding:
                     self._is_holding = True
@@ -67,12 +77,28 @@ class EventRelay:
                 if self._held_bytes > COMMENT_BYTES:
                     self._fail(MalformedResponse(Malformation.TOO_LARGE))
 
+    def _enter(self, stage: Callable[[bytes, float], None]) -> None:
+        self._stage = stage
+        if self._flow is None:
+            self.feed = stage
+
+    def _feed_counted(self, data: bytes, now: float) -> None:
+        flow = self._flow
+        assert flow is not None
+        for piece in flow.split(data):
+            self._stage(piece, now)
+            if self._is_over:
+                return
+            if not flow.goes_on() and self._is_committed:
+                self.cut(Outcome.LIMIT_REACHED, LIMIT_REACHED)
+                return
+
     def _feed_early(self, data: bytes, now: float) -> None:
         self._pass(data, now)
         if self._meter.first_content_at is not None and not self._is_over:
             self._port.content_written()
-            if self.feed == self._feed_early:
-                self.feed = self._pass
+            if self._stage == self._feed_early:
+                self._enter(self._pass)
 
     def _pass(self, data: bytes, now: float) -> None:
         meter = self._meter
@@ -84,7 +110,7 @@ class EventRelay:
         if now - silent_since > STALL_SECONDS and silent_since and meter.last_content_at == now and len(meter.silences) < MAX_KEPT:
             meter.silences.append((silent_since, now))
         if meter.terminal_at is not None and self._has_terminator:
-            self.feed = self._pass_tail
+            self._enter(self._pass_tail)
             self._port.terminal()
 
     def _pass_tail(self, data: bytes, now: float) -> None:
@@ -100,16 +126,16 @@ class EventRelay:
         first = b"".join(self._held)
         self._held.clear()
         self._is_committed = True
-        self.feed = self._feed_early
+        self._enter(self._feed_early)
         if not self._port.open(first):
             self._is_over = True
             return
         meter = self._meter
         if meter.first_content_at is not None:
-            self.feed = self._pass
+            self._enter(self._pass)
             self._port.content_written()
         if meter.terminal_at is not None and self._has_terminator:
-            self.feed = self._pass_tail
+            self._enter(self._pass_tail)
             self._port.terminal()
 
     def _fail(self, error: UpstreamError) -> None:

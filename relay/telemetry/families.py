@@ -100,6 +100,11 @@ TOKENS: Final = Family(
     help="Tokens, by type. cached_input is part of input, and reasoning part of output: never add them up.",
     labels=("route", "upstream", "type", "source"),
 )
+COST: Final = Family(
+    name="relay_cost_usd_total",
+    help="Estimated spend in US dollars, for models with a price in the configuration.",
+    labels=("route", "upstream"),
+)
 REQUEST_TOKENS: Final = Family(name="relay_request_tokens", help="Tokens per request, by type.", labels=("route", "type"), buckets=SIZES)
 ATTEMPTS: Final = Family(
     name="relay_upstream_attempts_total",

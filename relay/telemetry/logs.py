@@ -2,7 +2,8 @@
 
 Lines are JSON, or readable on a terminal. They go to stderr through a bounded queue and a thread, so that a blocked
 pipe or a full disk never stops a stream; lines that find the queue full are counted and dropped (F43).
-Keys, credentials, prompts and answers are in no line; values are at most 512 characters of escaped text.
+Keys, credentials, prompts and answers are in no line; values are at most 512 characters of escaped text, and what
+looks like a credential in the words of others is taken out.
 """
 
 import sys
@@ -17,6 +18,7 @@ import msgspec
 import structlog
 
 from relay.exchange import Attempt, AttemptResult, ClientRequest, Exchange, Outcome, Summary
+from relay.telemetry.redaction import redact
 
 QUEUE_LINES: Final = 10_000
 BATCH_SECONDS: Final = 0.01
@@ -102,6 +104,9 @@ class _Bound:
     info = warning = error = debug = critical = msg
 
 
+_WORDS_OF_OTHERS: Final = ("model", "client_ip", "finish_reason")
+"""The fields of a request's line that a client or an upstream chose."""
+
 Line = Callable[[dict[str, Any]], None]
 """Writes one `request` event with these fields."""
 
@@ -112,9 +117,13 @@ def make_request_line(writer: LogWriter, log: Any, *, is_terminal: bool, worker:
         return lambda fields: log.info(**fields)
 
     def write(fields: dict[str, Any]) -> None:
-        for name in ("model", "client_ip"):
+        for name in _WORDS_OF_OTHERS:
             value = fields[name]
-            if value is not None and (len(value) > MAX_VALUE or not value.isprintable()):
+            if value is None:
+                continue
+            if "sk-" in value:  # every request pays for this line: the whole search is for who does not
+                value = fields[name] = redact(value)
+            if len(value) > MAX_VALUE or not value.isprintable():
                 fields[name] = _visible(value)
         fields["level"] = "info"
         fields["ts"] = datetime.now(UTC).isoformat()
@@ -137,8 +146,8 @@ def make_logger(writer: LogWriter, *, is_terminal: bool, worker: int | None = No
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="ts"),
-            _shorten,
             structlog.processors.format_exc_info,
+            _clean,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(20),
@@ -153,10 +162,13 @@ def _encode(event: Any, **_: Any) -> bytes:
     return _json_line(event)
 
 
-def _shorten(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Cut long values and make control characters visible, so that no value can forge a line (A45)."""
+def _clean(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Take out what looks like a key, cut long values and make control characters visible, so that no value can forge a line (A45)."""
     for name, value in event.items():
-        if isinstance(value, str) and name != "exception" and (len(value) > MAX_VALUE or not value.isprintable()):
+        if not isinstance(value, str):
+            continue
+        value = event[name] = redact(value)
+        if name != "exception" and (len(value) > MAX_VALUE or not value.isprintable()):
             event[name] = _visible(value)
     return event
 
@@ -227,6 +239,7 @@ def _request_fields(summary: Summary) -> dict[str, Any]:
         "upstream": summary.upstream,
         "model": request.model,
         "attempts": len(summary.attempts),
+        "fallback_from": _fallback_from(summary.attempts),
         "status": summary.status,
         "outcome": summary.outcome.value,
         "error_code": summary.error_code,
@@ -244,6 +257,7 @@ def _request_fields(summary: Summary) -> dict[str, Any]:
         "tokens_out": usage.output if usage is not None else None,
         "tokens_cached": usage.cached if usage is not None else None,
         "tokens_source": summary.usage_source.value if summary.usage_source is not None else None,
+        "cost_usd": summary.cost / 1e9 if summary.cost else None,
         "finish_reason": summary.finish_reason,
         "bytes_out": summary.bytes_out,
         "client_ip": request.client_ip,
@@ -252,6 +266,14 @@ def _request_fields(summary: Summary) -> dict[str, Any]:
 
 def _trace_id(request: ClientRequest) -> str | None:
     return None if request.trace is None else request.trace.id
+
+
+def _fallback_from(attempts: tuple[Attempt, ...]) -> str | None:
+    """Return the target that was asked first, where another one stands at the end."""
+    if len(attempts) < 2:
+        return None
+    first = min(attempts, key=lambda attempt: attempt.started_at).target.name
+    return None if first == attempts[-1].target.name else first
 
 
 def _phase(summary: Summary) -> str:

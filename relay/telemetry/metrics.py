@@ -7,13 +7,14 @@ sets or names from the configuration, the latter capped, so no request can mint 
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
+from functools import partial
 from typing import Final
 
-from relay.config.tree import Config
-from relay.exchange import AttemptResult, Blame, Exchange, Outcome, Summary
+from relay.config.tree import Config, Route
+from relay.exchange import AttemptResult, Blame, Exchange, Summary
 from relay.telemetry import families as f
 from relay.telemetry.exposition import OPENMETRICS, TEXT, ProcessPage, expose, wants_openmetrics
-from relay.telemetry.observations import NO_ROUTE, Observations, flag
+from relay.telemetry.observations import NO_KEY, NO_ROUTE, Observations, flag
 from relay.telemetry.registry import OTHER, Number, Registry
 
 HEALTH_STATES: Final = ("healthy", "cooling", "probing")
@@ -43,6 +44,8 @@ class Metrics:
         "_dropped_seen",
         "_ended",
         "_gone",
+        "_has_prices",
+        "_keys",
         "_limits_degraded",
         "_observations",
         "_open",
@@ -55,6 +58,7 @@ class Metrics:
         "_standings_seen",
         "_started",
         "_targets",
+        "_unmade",
         "_upstreams",
         "_usage_dropped",
         "_usage_dropped_seen",
@@ -102,47 +106,74 @@ class Metrics:
         self._started = self._ended = 0
         self._open: dict[int, Number] = {}
         """Exchanges being served, and the gauge that each is counted in."""
-        self._routes: frozenset[str] = frozenset()
-        self._upstreams: frozenset[str] = frozenset()
+        self._routes = self._upstreams = self._keys = frozenset[str]()
+        self._unmade: list[Route] = []
+        """Configured routes whose series are still to be made, the first one last."""
         self._gone = _Gone.NOTHING
         """Whether there are series of what the configuration does not name any more."""
         registry.number(f.BUILD, version, platform.python_version()).set(1)
-        for counter in (f.LOG_DROPPED, f.USAGE_DROPPED, f.MODEL_LISTS, f.FORGOTTEN):
-            registry.number(counter)
-        for invariant in (*INVARIANTS, *identities):
-            registry.number(f.VIOLATIONS, invariant)
+        _make_alone(registry, identities)
         self.know(config)
+        self._make_all()
 
     def know(self, config: Config) -> None:
-        """Make the series of every configured route, so that rates see the first error, and drop those of routes that are gone."""
-        number, fold = self.registry.number, self.registry.fold
+        """Count for `config` from now on; series of routes and upstreams that are gone will be dropped.
+
+        Those of its routes are made by `make_series`, or by the next page.
+        """
         if not self._routes <= config.routes.keys() or not self._upstreams <= config.upstreams.keys():
             self._gone = _Gone.UNSEEN
         self._routes, self._upstreams = frozenset(config.routes), frozenset(config.upstreams)
-        self._count_overflow()
         self.registry.clear(f.TARGET_HEALTH)
         self._targets.clear()
         self._standings_seen.clear()
-        for name in (*config.routes, NO_ROUTE):
-            route = fold("route", name) if name != NO_ROUTE else name
-            for stream in ("true", "false"):
-                number(f.IN_FLIGHT, route, stream)
-                for outcome in Outcome:
-                    number(f.REQUESTS, "chat", route, stream, _USUAL_CODE[outcome], outcome.value)
-        for name, configured in config.routes.items():
-            route = fold("route", name)
-            for won in ("true", "false") if configured.hedge is not None else ():
-                number(f.HEDGES, route, won)
-            number(f.BACKPRESSURE, route)
-            for blame in Blame:
-                number(f.GAP, route, blame.value)
-                number(f.STALLS, route, blame.value)
-            for target in configured.all_targets:
-                upstream = fold("upstream", target.upstream.name)
-                self._targets.setdefault(target.name, []).append((route, upstream))
-                for result in AttemptResult:
-                    number(f.ATTEMPTS, route, upstream, result.value)
-        self.registry.overflow.clear()  # those were no observations
+        self._observations.forget()
+        for stream in ("true", "false"):
+            self.registry.number(f.IN_FLIGHT, NO_ROUTE, stream)
+            self._observations.prepare("chat", NO_ROUTE, stream)
+        self._unmade = list(config.routes.values())[::-1]
+        self._has_prices = bool(config.prices)
+        self.know_keys(config.key_names)
+
+    def know_keys(self, names: Iterable[str]) -> None:
+        """Count for these keys from now on; series of others will be dropped."""
+        keys = frozenset(names)
+        if not self._keys <= keys:
+            self._gone = _Gone.UNSEEN
+        self._keys = keys
+
+    def make_series(self) -> Iterator[None]:
+        """Make the series of the configured routes, one route between two yields, so that rates see the first error.
+
+        A route takes some 0.2 ms, and there may be hundreds.
+        """
+        while self._unmade:
+            self._make_route(self._unmade.pop())
+            yield
+
+    def _make_all(self) -> None:
+        for _ in self.make_series():
+            pass
+
+    def _make_route(self, route: Route) -> None:
+        number, fold = self.registry.number, self.registry.fold
+        name = fold("route", route.name, is_observation=False)
+        for stream in ("true", "false"):
+            number(f.IN_FLIGHT, name, stream)
+            self._observations.prepare("chat", name, stream)
+        for won in ("true", "false") if route.hedge is not None else ():
+            number(f.HEDGES, name, won)
+        number(f.BACKPRESSURE, name)
+        for blame in Blame:
+            number(f.GAP, name, blame.value)
+            number(f.STALLS, name, blame.value)
+        for target in route.all_targets:
+            upstream = fold("upstream", target.upstream.name, is_observation=False)
+            self._targets.setdefault(target.name, []).append((name, upstream))
+            if self._has_prices:
+                number(f.COST, name, upstream)
+            for result in AttemptResult:
+                number(f.ATTEMPTS, name, upstream, result.value)
 
     def _drop_gone(self) -> None:
         """Drop the series of routes and upstreams that are not configured any more, once nothing is in flight and a page has shown them."""
@@ -158,6 +189,8 @@ class Metrics:
         registry.keep(("route",), known | leaving)
         if not leaving:
             registry.keep(("upstream", "from_upstream", "to_upstream"), {*self._upstreams, OTHER})
+            registry.keep(("key",), {*self._keys, NO_KEY, OTHER})
+        self._observations.forget()
 
     def loaded(self, *, is_good: bool, unix_time: float) -> None:
         """Take note of a configuration load."""
@@ -207,6 +240,9 @@ class Metrics:
             self._observations.observe(summary)
         if summary.route is not None and summary.route not in self._routes:
             self._gone = _Gone.UNSEEN
+        key = summary.request.key
+        if key is not None and key.name not in self._keys:
+            self._gone = _Gone.UNSEEN
 
     def _check(self) -> None:
         """Hold the identities against each other: started = ended + in flight, and nothing is served twice."""
@@ -223,6 +259,8 @@ class Metrics:
         return OPENMETRICS if is_openmetrics else TEXT, self._slices(is_openmetrics=is_openmetrics)
 
     def _slices(self, *, is_openmetrics: bool) -> Iterator[bytes]:
+        for _ in self.make_series():
+            yield b""
         self._refresh()
         yield from expose(self.registry, is_openmetrics=is_openmetrics)
         yield self._process.render(is_openmetrics=is_openmetrics)
@@ -234,6 +272,7 @@ class Metrics:
 
     def _refresh(self) -> None:
         """Take over what others count."""
+        self._make_all()
         self._drop_gone()
         number = self.registry.number
         number(f.STARTED).set(self._started)
@@ -242,14 +281,16 @@ class Metrics:
         self.registry.clear(f.UPSTREAM_IN_FLIGHT)
         for upstream, (idle, opened) in self._connections().items():
             if opened or upstream in self._upstreams:
-                name = self.registry.fold("upstream", upstream)
+                name = self.registry.fold("upstream", upstream, is_observation=False)
                 # A connection carries one call at a time.
                 active = max(opened - idle, 0)
                 number(f.CONNECTIONS, name, "idle").inc(idle)
                 number(f.CONNECTIONS, name, "active").inc(active)
                 number(f.UPSTREAM_IN_FLIGHT, name).inc(active)
+        for gauge in self.registry.numbers(f.QUEUED):
+            gauge[1].set(0)  # several routes may share one
         for route, count in self._queued().items():
-            number(f.QUEUED, self.registry.fold("route", route)).set(count)
+            number(f.QUEUED, self.registry.fold("route", route, is_observation=False)).inc(count)
         for target, current in self._standings():
             if self._standings_seen.get(target) != current:
                 self._standings_seen[target] = current
@@ -270,19 +311,19 @@ class Metrics:
         self.registry.clear(f.CREDENTIALS)
         for upstream, counts in self._credentials().items():
             for health, count in counts.items():
-                self.registry.number(f.CREDENTIALS, self.registry.fold("upstream", upstream), health).inc(count)
+                self.registry.number(f.CREDENTIALS, self.registry.fold("upstream", upstream, is_observation=False), health).inc(count)
 
     def _refresh_limits(self) -> None:
         """Tell how the limits stand; of keys that share a label the one nearest to its limit."""
         self.registry.number(f.LIMITER_DEGRADED).set(1 if self._limits_degraded() else 0)
-        fold = self.registry.fold
+        fold = partial(self.registry.fold, "key", is_observation=False)
         shares: dict[tuple[str, str], float] = {}
         for key, limit, share in self._shares():
-            labels = (fold("key", key), limit)
+            labels = (fold(key), limit)
             shares[labels] = max(share, shares.get(labels, 0.0))
         tokens: dict[str, int] = {}
         for key, amount in self._reserved().items():
-            tokens[fold("key", key)] = tokens.get(fold("key", key), 0) + amount
+            tokens[fold(key)] = tokens.get(fold(key), 0) + amount
         self.registry.clear(f.KEY_LIMIT_USED)
         self.registry.clear(f.TOKENS_RESERVED)
         for labels, share in shares.items():
@@ -301,20 +342,9 @@ class Metrics:
         return self._started - self._ended
 
 
-_USUAL_CODE: Final = {
-    Outcome.COMPLETE: "200",
-    Outcome.INVALID_REQUEST: "400",
-    Outcome.UNAUTHORIZED: "401",
-    Outcome.RATE_LIMITED: "429",
-    Outcome.REJECTED: "400",
-    Outcome.OVERLOADED: "503",
-    Outcome.UPSTREAM_FAILED: "502",
-    Outcome.UPSTREAM_CUT: "200",
-    Outcome.UPSTREAM_STALLED: "200",
-    Outcome.UPSTREAM_ERROR: "200",
-    Outcome.DRAINED: "200",
-    Outcome.INTERNAL_ERROR: "500",
-    Outcome.CLIENT_GONE: "499",
-    Outcome.CLIENT_STALLED: "200",
-    Outcome.LIMIT_REACHED: "200",
-}
+def _make_alone(registry: Registry, identities: Sequence[str]) -> None:
+    """Make the series that belong to no route."""
+    for counter in (f.LOG_DROPPED, f.USAGE_DROPPED, f.MODEL_LISTS, f.FORGOTTEN):
+        registry.number(counter)
+    for invariant in (*INVARIANTS, *identities):
+        registry.number(f.VIOLATIONS, invariant)

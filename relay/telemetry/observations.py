@@ -1,5 +1,6 @@
 """One ended exchange, told to the registry: what came of it, each attempt, its times, its tokens."""
 
+from collections.abc import Mapping
 from typing import Final
 
 from relay.exchange import BAD, GOOD, Attempt, AttemptResult, Outcome, Summary
@@ -16,10 +17,21 @@ NO_KEY: Final = "_none"
 class Observations:
     """Counts exchanges into a registry."""
 
-    __slots__ = ("_registry",)
+    __slots__ = ("_prepared", "_registry")
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
+        self._prepared: set[tuple[str, str, str]] = set()
+
+    def prepare(self, operation: str, route: str, stream: str) -> None:
+        """Make the counters of every outcome that requests of this kind can have, so that rates see the first failure."""
+        self._prepared.add((operation, route, stream))
+        for outcome, code in _USUAL_CODE.items():
+            self._registry.number(f.REQUESTS, operation, route, stream, code, outcome.value)
+
+    def forget(self) -> None:
+        """Prepare every kind of request again when it comes: series have been dropped."""
+        self._prepared.clear()
 
     def observe(self, summary: Summary) -> None:
         """Observe everything there is to know about an exchange."""
@@ -27,6 +39,8 @@ class Observations:
         route = NO_ROUTE if summary.route is None else registry.fold("route", summary.route)
         stream = flag(summary.is_stream)
         operation, outcome = summary.request.operation.value, summary.outcome.value
+        if (operation, route, stream) not in self._prepared:
+            self.prepare(operation, route, stream)
         registry.number(f.REQUESTS, operation, route, stream, str(summary.status), outcome).inc()
         registry.histogram(f.REQUEST_DURATION, operation, route, stream, _RESULTS[outcome]).observe(summary.duration_seconds)
         if summary.request.key is not None:
@@ -114,6 +128,8 @@ class Observations:
                 number(f.TOKENS, route, upstream, kind, source).inc(amount)
                 if key is not None:
                     number(f.KEY_TOKENS, key, kind).inc(amount)
+        if summary.cost:
+            number(f.COST, route, upstream).inc(summary.cost / _BILLION)
 
 
 def flag(value: bool) -> str:
@@ -121,5 +137,24 @@ def flag(value: bool) -> str:
     return "true" if value else "false"
 
 
+_BILLION: Final = 1e9
+"""Costs are counted in billionths of a dollar."""
+_USUAL_CODE: Final[Mapping[Outcome, str]] = {
+    Outcome.COMPLETE: "200",
+    Outcome.INVALID_REQUEST: "400",
+    Outcome.UNAUTHORIZED: "401",
+    Outcome.RATE_LIMITED: "429",
+    Outcome.REJECTED: "400",
+    Outcome.OVERLOADED: "503",
+    Outcome.UPSTREAM_FAILED: "502",
+    Outcome.UPSTREAM_CUT: "200",
+    Outcome.UPSTREAM_STALLED: "200",
+    Outcome.UPSTREAM_ERROR: "200",
+    Outcome.DRAINED: "200",
+    Outcome.INTERNAL_ERROR: "500",
+    Outcome.CLIENT_GONE: "499",
+    Outcome.CLIENT_STALLED: "200",
+    Outcome.LIMIT_REACHED: "200",
+}
 _RESULTS: Final = {outcome.value: "good" if outcome in GOOD else "bad" if outcome in BAD else "not_counted" for outcome in Outcome}
 """The label `result`, by outcome."""

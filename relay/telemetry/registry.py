@@ -161,19 +161,20 @@ class Registry:
             found = table[key] = Number() if family.kind is not Kind.HISTOGRAM else Histogram(self._bounds[family])
         return found
 
-    def fold(self, label: str, value: str) -> str:
-        """Return `value`, or OTHER when `label` has had its share of values already."""
+    def fold(self, label: str, value: str, *, is_observation: bool = True) -> str:
+        """Return `value`, or OTHER when `label` has had its share of values already; that counts as overflow if it is an observation."""
         values = self._values.setdefault(label, set())
         if value in values:
             return value
         if len(values) < self._cap:
             values.add(value)
             return value
-        self.overflow[label] = self.overflow.get(label, 0) + 1
+        if is_observation:
+            self.overflow[label] = self.overflow.get(label, 0) + 1
         return OTHER
 
     def keep(self, labels: Collection[str], values: Collection[str]) -> None:
-        """Drop each series that has another value than one of `values` in one of `labels`."""
+        """Drop each series that has another value than one of `values` in one of `labels`, and free the places of those values."""
         for label in labels:
             if label in self._values:
                 self._values[label].intersection_update(values)

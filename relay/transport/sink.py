@@ -204,6 +204,8 @@ class ClientSink:
             lines.append((b"x-relay-attempts", b"%d" % len(exchange.attempts)))
         if header(head.headers, b"x-request-id") is None:
             lines.append((b"x-request-id", request_id))
+        if exchange.answer_bound is not None:
+            lines.append((b"x-relay-max-tokens", b"%d" % exchange.answer_bound))
         if exchange.is_rewritten is not None:
             lines.append((b"x-relay-rewritten", exchange.is_rewritten.encode("ascii")))
         if exchange.advice:

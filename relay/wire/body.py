@@ -117,6 +117,7 @@ def parse_body(raw: bytes) -> JsonBody:
     opening = OPENING.match(raw)
     assert opening is not None
     options = values.get("stream_options")
+    answers = count_of(values.get("n")) or 1
     asks_usage = options is not None and _include_usage(options)
     return JsonBody(
         raw=raw,
@@ -130,7 +131,8 @@ def parse_body(raw: bytes) -> JsonBody:
         store=_flag(values, "store"),
         background=_flag(values, "background"),
         previous_response_id=_previous_response_id(values),
-        answer_tokens=_answer_tokens(values),
+        answer_tokens=_answer_tokens(values, answers),
+        answers=answers,
     )
 
 
@@ -243,16 +245,17 @@ def _include_usage(value: msgspec.Raw) -> bool:
     return _flag(options, "include_usage", "stream_options.include_usage")
 
 
-def _answer_tokens(values: dict[str, msgspec.Raw]) -> int | None:
+def _answer_tokens(values: dict[str, msgspec.Raw], answers: int) -> int | None:
     """Return what all answers together may have; a value that is no count is the upstream's to refuse."""
     for name in _ANSWER_BOUNDS:
-        bound = _count(values.get(name))
+        bound = count_of(values.get(name))
         if bound is not None:
-            return bound * (_count(values.get("n")) or 1)
+            return bound * answers
     return None
 
 
-def _count(value: msgspec.Raw | None) -> int | None:
+def count_of(value: msgspec.Raw | None) -> int | None:
+    """Return a number that counts something; None for any other value."""
     if value is None:
         return None
     data = bytes(value)

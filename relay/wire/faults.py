@@ -49,6 +49,8 @@ _STATUS_OF: Final = (
     ("internal", 500),
     ("apierror", 500),
 )
+_FAILED_ENDS: Final = {"error": 502, "abort": 502, "network_error": 502, "insufficient_system_resource": 503}
+"""Finish reasons that mean a failure (OpenRouter and Mistral, SGLang, Zhipu, DeepSeek), and the status that each stands for."""
 _SEPARATORS: Final = str.maketrans("", "", "_-. ")
 
 
@@ -62,7 +64,7 @@ def error_envelope(body: bytes) -> bytes | None:
 
 
 def event_error(kind: str, payload: object) -> EventError | None:
-    """Return the error that an event is; None when it is none. `kind` is its type, or the name of its `event:` line."""
+    """Return the error that an event, or a whole answer, is; None when it is none. `kind` is its type, or the name of its `event:` line."""
     top = payload if isinstance(payload, dict) else {}
     if kind == "response.failed":
         response = top.get("response")
@@ -71,6 +73,15 @@ def event_error(kind: str, payload: object) -> EventError | None:
         return _of(_detail(top["error"], top))
     if kind == "error":
         return _of({name: value for name, value in top.items() if (name, value) != ("type", "error")})
+    return _failed_choice(top.get("choices"))
+
+
+def _failed_choice(choices: object) -> EventError | None:
+    match choices:
+        case [{"error": {} as error}, *_] if error:
+            return _of(error)
+        case [{"finish_reason": str(reason)}, *_] if reason in _FAILED_ENDS:
+            return EventError(status=_FAILED_ENDS[reason], type=None, code=reason)
     return None
 
 
@@ -107,7 +118,7 @@ def _detail(error: object, top: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of(detail: dict[str, Any]) -> EventError:
-    return EventError(status=_status(detail), type=_word(detail.get("type")), code=_word(detail.get("code")))
+    return EventError(status=_status(detail), type=_word(detail.get("type")), code=_word(detail.get("code")), message=_message(detail))
 
 
 def _message(detail: dict[str, Any]) -> str | None:

@@ -19,9 +19,9 @@ from relay.exchange import Operation, StreamMeter
 from relay.wire.events import Weight, ends_media, finish_of, kind_of, weigh
 from relay.wire.faults import event_error, parse_error
 from relay.wire.sse import DONE, Event, EventSplitter
-from relay.wire.usage import find_usage, read_id, read_usage
+from relay.wire.usage import find_usage, read_answer
 
-__all__ = ["EventObserver", "First", "error_event", "parse_error", "read_id", "read_usage"]
+__all__ = ["EventObserver", "First", "error_event", "parse_error", "read_answer"]
 
 
 class First(Enum):

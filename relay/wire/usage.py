@@ -4,15 +4,31 @@ Counts are cumulative wherever they come more than once, so the last report is t
 of the others, the rest is reasoning that the upstream left out of its output count (xAI, Gemini) but bills as output.
 """
 
+from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
 
-from relay.exchange import Usage
+from relay.exchange import EventError, Usage
+from relay.wire.events import kind_of
+from relay.wire.faults import event_error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a whole JSON answer says of itself."""
+
+    usage: Usage | None = None
+    finish_reason: str | None = None
+    """A Responses object's status."""
+    id: str | None = None
+    error: EventError | None = None
+    """What it is instead of an answer, in spite of its status."""
 
 
 class _Choice(msgspec.Struct, gc=False):
     finish_reason: Any = None
+    error: Any = None
     usage: Any = None
 
 
@@ -22,6 +38,7 @@ class _Answer(msgspec.Struct, gc=False):
     id: Any = None
     object: Any = None
     status: Any = None
+    error: Any = None
     usage: Any = None
     x_groq: Any = None
     choices: list[_Choice] | None = None
@@ -30,28 +47,37 @@ class _Answer(msgspec.Struct, gc=False):
 _decode_answer: Final = msgspec.json.Decoder(_Answer).decode
 
 
-def read_usage(body: bytes) -> tuple[Usage | None, str | None]:
-    """Return usage and finish reason (a Responses object's status) of a whole JSON answer. Never raises."""
-    answer = _answer(body)
-    if answer is None:
-        return None, None
-    choice = answer.choices[0] if answer.choices else _Choice()
+def read_answer(body: bytes) -> Answer:
+    """Read a whole JSON answer of one of the endpoints that generate. Never raises: what it holds is observed, not required."""
+    try:
+        answer = _decode_answer(body)
+    except (ValueError, RecursionError):
+        return Answer(error=_error_of(body))
+    choice = answer.choices[0] if answer.choices else _NO_CHOICE
     usage = usage_of(answer.usage) or _nested(answer.x_groq) or usage_of(choice.usage)
     finish = answer.status if answer.object == "response" else choice.finish_reason
-    return usage, finish if isinstance(finish, str) else None
+    has_failed = answer.error or choice.error or finish not in _GOOD_ENDS
+    return Answer(
+        usage=usage,
+        finish_reason=finish if isinstance(finish, str) else None,
+        id=answer.id if isinstance(answer.id, str) else None,
+        error=_error_of(body) if has_failed else None,
+    )
 
 
-def read_id(body: bytes) -> str | None:
-    """Return the top-level `id` of a whole JSON answer when it is a string. Never raises."""
-    answer = _answer(body)
-    return answer.id if answer is not None and isinstance(answer.id, str) else None
+_NO_CHOICE: Final = _Choice()
+_GOOD_ENDS: Final = (None, "stop", "length", "tool_calls", "completed")
+"""The usual ones, which spare an answer a second look."""
 
 
-def _answer(body: bytes) -> _Answer | None:
+def _error_of(body: bytes) -> EventError | None:
     try:
-        return _decode_answer(body)
+        payload = msgspec.json.decode(body)
     except (ValueError, RecursionError):
-        return None  # what an answer holds is observed, not required
+        return None
+    if isinstance(payload, list) and payload:
+        payload = payload[0]
+    return event_error(kind_of(b"", payload), payload)
 
 
 def find_usage(payload: dict[str, Any]) -> Usage | None:

@@ -22,6 +22,7 @@ from relay.app.reloading import Read, Reloads, fixed_changes
 from relay.config.tree import Config
 from relay.exchange import Headers, header
 from relay.policy.owners import Owner, Owners
+from relay.telemetry.libraries import LibraryLog
 from relay.telemetry.logs import LogWriter, make_logger
 from relay.telemetry.registry import Registry
 from relay.transport.downstream import Downstream, Page
@@ -70,6 +71,7 @@ class Supervisor:
         self.generation = 0
         self._writer = LogWriter(sys.stderr.buffer, is_shared=True)
         self._log = make_logger(self._writer, is_terminal=sys.stderr.isatty())
+        self._libraries = LibraryLog(self._log)
         self._children = [Child(index, self, self._log) for index in range(count)]
         self._owners = Owners()
         """Which upstream made which object, for all workers: an id has one owner whoever of them hears of it."""
@@ -88,6 +90,7 @@ class Supervisor:
 
     async def start(self) -> str:
         """Start everything; return the address to use. Raises OSError when an address cannot be had, and StartFailed."""
+        self._libraries.open()
         server = self._config.server
         self._held = reserve(server.host, server.port)
         self._config = self._placed(self._config)
@@ -161,6 +164,7 @@ class Supervisor:
         if self._held is not None:
             self._held.close()
         shutil.rmtree(self._directory, ignore_errors=True)
+        self._libraries.close()
         self._writer.close()
 
     def _on_failure(self, error: object) -> None:

@@ -74,7 +74,33 @@ def test_check_of_a_bad_file_lists_every_problem_on_stderr_and_gives_78(capsys: 
     assert out == ""
     assert 'a.yaml:2:16: routes.fast: no upstream named "mien"; did you mean "mine"?\n' in err
     assert 'a.yaml:3:1: sever: unknown setting; did you mean "server"?\n' in err
-    assert err.endswith("a.yaml: 2 problem(s)\n")
+    assert err.endswith("a.yaml: 2 problems\n")
+
+
+def test_an_unknown_flag_is_told_with_the_usage_of_its_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["keys", "new", "alice", "--rps", "3"]) == 2
+    assert capsys.readouterr().err.startswith("usage: relay keys new ")
+
+
+OUTPUTS = [["schema"], ["schema", "--markdown"], ["rules"], ["version"], ["check", "a.yaml"], ["explain", "fast", "-c", "a.yaml"]]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the device that is always full is Linux's")
+@pytest.mark.parametrize("words", OUTPUTS, ids=" ".join)
+@pytest.mark.parametrize("output", ["full", "closed"])
+def test_output_that_cannot_be_written_leaves_no_traceback(words: list[str], output: str, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(GOOD)
+    command = 'exec "$@" >/dev/full' if output == "full" else 'exec "$@" >&-'
+    made = subprocess.run(["sh", "-c", command, "sh", sys.executable, "-m", "relay", *words], cwd=tmp_path, capture_output=True, text=True)
+    assert made.returncode == (1 if output == "full" else 0)
+    assert made.stderr == (f"relay {words[0]}: No space left on device\n" if output == "full" else "")
+
+
+def test_no_key_is_made_that_nobody_would_see(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["keys", "new", "alice", "--store", "keys.db"]) == 2
+    assert "nobody would see the key" in capsys.readouterr().err
+    assert not Path("keys.db").exists()
 
 
 def test_check_without_a_file_checks_the_one_that_serve_would_find(capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,7 +113,7 @@ def test_check_without_a_file_checks_the_one_that_serve_would_find(capsys: pytes
 
 def test_check_of_a_file_that_is_not_there_gives_78(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "gone.yaml"]) == 78
-    assert capsys.readouterr().err == "gone.yaml: cannot be read: No such file or directory\ngone.yaml: 1 problem(s)\n"
+    assert capsys.readouterr().err == "gone.yaml: cannot be read: No such file or directory\ngone.yaml: 1 problem\n"
 
 
 @pytest.mark.parametrize(
@@ -238,7 +264,7 @@ def test_serve_with_a_bad_file_gives_78_and_starts_nothing(served: Served, capsy
     Path("relay.yaml").write_text(BAD)
     assert main([]) == 78
     assert served.config is None
-    assert "relay.yaml: 2 problem(s)" in capsys.readouterr().err
+    assert "relay.yaml: 2 problems" in capsys.readouterr().err
 
 
 def test_serve_beyond_loopback_without_keys_gives_78(served: Served, capsys: pytest.CaptureFixture[str]) -> None:

@@ -197,6 +197,12 @@ def test_rotating_twice_keeps_the_last_two(keys: Command) -> None:
     assert keys("check", third.strip(), *STORE, code=1).startswith("unknown")
 
 
+def test_a_key_that_has_expired_is_not_made(keys: Command) -> None:
+    keys("new", "old", "--expires", "2020-01-01", *STORE, code=2)
+    assert "--expires: is over already" in keys.err
+    assert not Path("keys.db").exists()
+
+
 def test_check_tells_what_is_wrong_with_a_key(keys: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     made = {
         name: keys("new", name, *more, *STORE).strip()

@@ -33,7 +33,23 @@ def test_metrics_for_others_leave_no_admin_endpoint(capsys: pytest.CaptureFixtur
     assert "on loopback alone" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("url", ["https://127.0.0.1:1", "nothing://", "http://"])
+def test_with_workers_it_says_that_there_is_no_admin_endpoint(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(UPSTREAM + "server: {workers: 2}\n")
+    assert main(["targets", "-c", str(file)]) == 1
+    assert "a single process only" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["-c", "FILE", "rest", "a/b"], ["rest", "a/b", "-c", "FILE"], ["restore", "-c", "FILE", "a/b"]])
+def test_options_may_stand_before_the_action_and_after_it(capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[str]) -> None:
+    with refusing_port() as port:
+        file = tmp_path / "a.yaml"
+        file.write_text(UPSTREAM + f"server: {{listen: '127.0.0.1:{port}'}}\n")
+        assert main(["targets", *(str(file) if word == "FILE" else word for word in words)]) == 1
+        assert f"http://127.0.0.1:{port}: Connection refused\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("url", ["https://127.0.0.1:1", "nothing://", "http://", "http://[::1", "http://127.0.0.1:x"])
 def test_an_address_that_is_none_is_wrong_usage(capsys: pytest.CaptureFixture[str], url: str) -> None:
     assert main(["targets", "--url", url]) == 2
     assert "expected an address" in capsys.readouterr().err

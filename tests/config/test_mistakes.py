@@ -23,6 +23,13 @@ MISTAKES = [
     (UPSTREAM + ROUTE + "timeouts: {total: 99h}", 3, "timeouts.total", "at most 24h"),
     (UPSTREAM + ROUTE + "timeouts: {total: null}", 3, "timeouts.total", "has no value"),
     (UPSTREAM + ROUTE + "timeouts: {total: ''}", 3, "timeouts.total", "has no value"),
+    (UPSTREAM + ROUTE + "workers: 2", 3, "workers", "unknown setting; it belongs under `server`"),
+    (UPSTREAM + ROUTE + "server: {state_dir: x}", 3, "server.state_dir", "unknown setting; it belongs at the top of the file"),
+    (UPSTREAM + "routes: {a: {to: mine/m, write: 1s}}", 2, "routes.a.write", "unknown setting; it belongs under `routes.a.timeouts`"),
+    (UPSTREAM + "routes: {a: {to: mine/m, limits: {rps: 1}}}", 2, "routes.a.limits.rps", "here are rpm, tpm, concurrency, budget"),
+    (UPSTREAM + "routes: {a: {to: mine/m, heartbeat: 9s}}", 2, "routes.a.heartbeat", "expected settings such as {after: 15s, every: 15s}"),
+    (UPSTREAM + "routes: {a: {to: mine/m, fallback_on: x}}", 2, "routes.a.fallback_on", "expected a list such as [context_length]"),
+    ("upstreams:\n\tmine: {}\n", 2, "", "the line begins with a tab; indent with spaces"),
     (UPSTREAM + ROUTE + "timeouts: [1]", 3, "timeouts", "expected settings"),
     (UPSTREAM + ROUTE + "server: {drain: 0}", 3, "server.drain", "expected a duration"),
     (UPSTREAM + ROUTE + "server: {max_body: 0}", 3, "server.max_body", "at least 1 byte"),
@@ -253,7 +260,7 @@ def test_message_is_a_place_a_path_a_line_and_a_caret(loading: Loading) -> None:
         f"{loading.file}:3:25: timeouts.first_token: expected a duration such as 500ms, 20s, 5m or 1h\n"
         "    3 | timeouts: {first_token: 90 parsecs, total: 1h}\n"
         "      |                         ^\n"
-        f"{loading.file}: 1 problem(s)"
+        f"{loading.file}: 1 problem"
     )
 
 

@@ -7,7 +7,7 @@ from tests.end_to_end.fault_bed import QUICK, Fault, Seen, Want
 from tests.end_to_end.fault_wants import SENT, START, WHOLE, both, complete, cut, refused, stalled, twice
 from tests.fakes import events
 from tests.fakes.certificates import Authority
-from tests.fakes.scripts import EVENT_STREAM, End, body, close, error_answer, hang, head, in_turn, raw, reset, respond, sse
+from tests.fakes.scripts import EVENT_STREAM, End, body, close, error_answer, hang, head, in_turn, json_answer, raw, reset, respond, sse
 from tests.fakes.upstream import ScriptedUpstream
 
 Check = Callable[[Seen], None]
@@ -197,6 +197,7 @@ def error_first() -> list[Fault]:
             ("created-error", 500, [started, flat], "/v1/responses"),
         )
     ]
+    faults += instead_of_a_whole_answer()
     broken: list[tuple[End, str]] = [("fin", "upstream_truncated"), ("rst", "upstream_reset"), ("clean", "upstream_truncated")]
     faults += [
         Fault(
@@ -206,6 +207,43 @@ def error_first() -> list[Fault]:
         )
         for end, code in broken
     ]
+    return faults
+
+
+def instead_of_a_whole_answer() -> list[Fault]:
+    """F9 without a stream, and what is no business of the caller's in either kind."""
+    failed = {"id": "x", "object": "chat.completion", "choices": [{"index": 0, "finish_reason": "error", "message": {"content": "Hel"}}]}
+    starved = {"choices": [{"index": 0, "delta": {}, "finish_reason": "insufficient_system_resource"}]}
+    in_choice = {"choices": [{"finish_reason": "stop", "message": {"content": ""}, "error": {"code": 429, "message": "m"}}]}
+    response = {"id": "r", "object": "response", "status": "failed", "error": {"code": "server_error", "message": "m"}}
+    bodies: list[tuple[str, int, object, str]] = [
+        ("openrouter", 502, {"id": "x", "choices": [], "error": {"code": 502, "message": "Provider returned error"}}, ""),
+        ("text", 502, {"error": "it went wrong"}, ""),
+        ("list", 503, [{"error": {"code": 503, "message": "m"}}], ""),
+        ("choice", 429, in_choice, ""),
+        ("finish", 502, failed, ""),
+        ("response", 500, response, "/v1/responses"),
+        ("invalid", 400, {"error": {"message": "m", "type": "invalid_request_error"}}, ""),
+    ]
+    faults = [
+        Fault(
+            name=f"{'F9' if name != 'invalid' else 'F9-invalid'}-whole-{name}",
+            want=refused(status, "upstream_error_in_stream", "error_event", "pooled"),
+            script=json_answer(value),
+            stream=False,
+            path=path or "/v1/chat/completions",
+        )
+        for name, status, value, path in bodies
+    ]
+    starving = refused(503, "upstream_error_in_stream", "error_event", "closed")
+    faults.append(Fault(name="F9-finish", want=starving, script=sse([events.role(), events.event(starved)], end="hang")))
+    for name, status, told, code in (("401", 502, 401, "upstream_auth_error"), ("402", 503, 402, "upstream_quota")):
+        error = {"error": {"message": "our own key", "code": told}}
+        want = refused(status, code, "error_event", "free")
+        faults += [
+            Fault(name=f"F9-own-{name}", want=want, script=sse([events.event(error)], end="hang"), also=has_no(b"our own")),
+            Fault(name=f"F9-own-{name}-whole", want=want, script=json_answer(error), stream=False, also=has_no(b"our own")),
+        ]
     return faults
 
 

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
-from relay.app import App
+from relay.app.application import App
 from relay.config import Config, load
 from tests.fakes.relay import ACCOUNTS, Metrics, RelayProcess
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.app import App
+from relay.app.application import App
 from relay.config import load
 from relay.transport import listener, upload
 from tests.conftest import RelayWith

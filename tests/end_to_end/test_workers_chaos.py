@@ -36,19 +36,21 @@ async def one(relay: RelayProcess, chance: random.Random, seen: Counter[str]) ->
         seen["cut"] += 1
 
 
-async def kill_now_and_then(relay: RelayProcess, chance: random.Random) -> int:
-    kills = 0
-    while True:
-        try:
-            await asyncio.sleep(1.0 + chance.random())
-            alive = children(relay)
-            if len(alive) == 3:
-                os.kill(chance.choice(alive).pid, signal.SIGKILL)
-                kills += 1
-            if chance.random() < 0.5:
-                os.kill(relay.pid, signal.SIGHUP)
-        except asyncio.CancelledError:
-            return kills
+class Killer:
+    """Kills a worker, and now and then has the configuration read again, while everything else goes on."""
+
+    def __init__(self, relay: RelayProcess, chance: random.Random) -> None:
+        self._relay = relay
+        self._chance = chance
+        self.kills = 0
+
+    def strike(self) -> None:
+        alive = children(self._relay)
+        if len(alive) > 1:
+            os.kill(self._chance.choice(alive).pid, signal.SIGKILL)
+            self.kills += 1
+        if self._chance.random() < 0.5:
+            os.kill(self._relay.pid, signal.SIGHUP)
 
 
 @pytest.mark.parametrize("count", [150, pytest.param(4000, marks=pytest.mark.slow)])
@@ -69,16 +71,17 @@ async def test_books_balance_after_kills_disconnects_faults_and_reloads(
             return Metrics.parse((await client.read_response(method="GET", within=WITHIN)).body.decode())
 
     chance, seen = random.Random(4), Counter[str]()
-    killing = asyncio.create_task(kill_now_and_then(relay, chance))
+    killer = Killer(relay, chance)
     places = asyncio.Semaphore(40)
 
-    async def place() -> None:
+    async def place(number: int) -> None:
         async with places:
+            if number % 100 == 60:
+                killer.strike()
             await one(relay, chance, seen)
 
-    await asyncio.gather(*(place() for _ in range(count)))
-    killing.cancel()
-    kills = await killing
+    await asyncio.gather(*(place(number) for number in range(count)))
+    kills = killer.kills
     await ready(relay, 3)
     async with asyncio.timeout(WITHIN):
         while (found := await metrics()).nonzero("relay_requests_in_flight") or found.nonzero("relay_upstream_in_flight"):

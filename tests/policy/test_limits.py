@@ -12,7 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from relay.config.tree import Budget, Limits, Period
 from relay.policy import limits as policy
-from relay.policy.limits import ACCOUNT_CELLS, CONCURRENCY_WAIT_MS, Account, Demand, Grant, Limit, Refusal, Scope
+from relay.policy.accounts import ACCOUNT_CELLS, Account
+from relay.policy.limits import CONCURRENCY_WAIT_MS, Demand, Grant, Limit, Refusal, Scope
 from relay.policy.sliding import WINDOW_MS
 
 NOON = datetime(2026, 3, 15, 12, tzinfo=UTC).timestamp()
@@ -142,10 +143,10 @@ def test_a_debit_within_the_reservation_changes_nothing_and_beyond_it_tells_when
     mine = [account()]
     grant = policy.admit(mine, Demand(scopes=(scope(tpm=100),), tokens=40), 0, NOON)
     assert isinstance(grant, Grant)
-    assert policy.debit(mine, grant, 40, 1)
+    assert policy.debit(mine, grant, 40, 1, NOON)
     assert mine[0].tokens.total(1) == 40
-    assert policy.debit(mine, grant, 100, 2)
-    assert not policy.debit(mine, grant, 101, 3)
+    assert policy.debit(mine, grant, 100, 2, NOON)
+    assert not policy.debit(mine, grant, 101, 3, NOON)
     policy.settle(mine, grant, 101, 0, 4, NOON)
     assert (mine[0].tokens.total(4), mine[0].reserved, mine[0].slots) == (101, 0, 0)
 
@@ -250,3 +251,50 @@ def test_only_the_callers_own_limits_are_told() -> None:
 def test_no_two_scopes_have_the_same_name() -> None:
     names = [scope().name, scope(route="fast").name, scope(key=None, route="fast").name, scope(route="a/fast").name, scope(key="fast").name]
     assert len(set(names)) == len(names)
+
+
+def test_what_flowed_beyond_the_reservation_is_given_back_when_less_is_reported() -> None:
+    both = [account(), account()]
+    grant = policy.admit(both, Demand(scopes=(scope(tpm=100), scope(route="fast", tpm=200)), tokens=10), 0, NOON)
+    assert isinstance(grant, Grant)
+    for tokens in (20, 30, 40):
+        assert policy.debit(both, grant, tokens, tokens, NOON)
+    policy.settle(both, grant, 0, 0, 50, NOON)
+    assert [each.tokens.total(50) for each in both] == [0, 0]
+
+
+@pytest.mark.parametrize("is_money", [True, False])
+def test_a_budget_holds_what_flows_until_it_is_settled(is_money: bool) -> None:
+    budget = Budget(amount=1000, is_money=is_money, period=Period.DAY)
+    mine = [account()]
+    grant = policy.admit(mine, Demand(scopes=(scope(budget=budget),), tokens=100, cost=100, answer_cost=1), 0, NOON)
+    assert isinstance(grant, Grant)
+    assert policy.debit(mine, grant, 1000, 1, NOON)
+    assert mine[0].left(budget, NOON) == 0
+    assert not policy.debit(mine, grant, 1001, 2, NOON)
+    policy.settle(mine, grant, 300, 300, 3, NOON)
+    assert mine[0].left(budget, NOON) == 700
+
+
+@pytest.mark.parametrize(
+    ("limits", "tokens", "cost"),
+    [
+        ({"tpm": 100}, 60, 440),
+        ({"budget": Budget(amount=100, is_money=False, period=Period.DAY)}, 60, 440),
+        ({"budget": Budget(amount=600, is_money=True, period=Period.DAY)}, 56, 400),
+    ],
+)
+def test_a_demand_that_may_be_lowered_takes_what_is_left(limits: dict[str, object], tokens: int, cost: int) -> None:
+    mine = [account()]
+    first = policy.admit(mine, Demand(scopes=(scope(**limits),), tokens=40, cost=200), 0, NOON)
+    assert isinstance(first, Grant)
+    asked = Demand(scopes=(scope(**limits),), tokens=500, cost=4840, least=20, answer_cost=10)
+    second = policy.admit(mine, asked, 0, NOON)
+    assert isinstance(second, Grant)
+    assert (second.demand.tokens, second.demand.cost) == (tokens, cost)
+    refusal = policy.admit(mine, asked, 0, NOON)
+    assert isinstance(refusal, Refusal), "the least of it does not fit"
+    policy.settle(mine, second, 0, 0, 1, NOON)
+    fits = policy.admit(mine, asked._replace(tokens=30, cost=140), 1, NOON)
+    assert isinstance(fits, Grant)
+    assert fits.demand.tokens == 30, "what fits is not lowered"

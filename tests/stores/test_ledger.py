@@ -5,7 +5,7 @@ import pytest
 from relay.config.tree import Limits
 from relay.policy.limits import Demand, Grant, Refusal, Scope
 from relay.stores.ledger import SLOTS_IDENTITY, TOKENS_IDENTITY, Ledger
-from relay.stores.memory import MemoryTable
+from relay.stores.memory import MAX_UNUSED, MemoryTable
 
 SCOPES = (Scope(limits=Limits(rpm=100, tpm=1000, concurrency=10), key="alice"), Scope(limits=Limits(rpm=50), route="fast"))
 ASKED = Demand(scopes=SCOPES, tokens=100)
@@ -78,3 +78,18 @@ async def test_accounts_of_scopes_that_are_gone_are_forgotten_once_nothing_is_he
     assert books.sweep() == []
     books.know([])
     assert list(books.standings()) == []
+
+
+async def test_accounts_of_keys_that_come_and_go_are_bounded_and_one_that_comes_back_has_used_what_it_had() -> None:
+    table = MemoryTable()
+    books = Ledger(table, now=lambda: 5_000, unix_time=lambda: 1e9)
+    stays = Scope(limits=Limits(rpm=1), key="stays")
+    for number in range(MAX_UNUSED + 50):
+        scope = stays if number == 0 else Scope(limits=Limits(rpm=1), key=f"key-{number}")
+        answer = await books.admit(Demand(scopes=(scope,), tokens=0))
+        assert isinstance(answer, Grant)
+        books.settle(answer, 0, 0)
+        books.know([stays])
+    assert len(table._accounts) == MAX_UNUSED + 1
+    for known in (stays, scope):
+        assert isinstance(await books.admit(Demand(scopes=(known,), tokens=0)), Refusal)

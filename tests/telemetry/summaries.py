@@ -21,7 +21,8 @@ MINE = Upstream(name="mine", base_url="http://mine/v1")
 OTHER = Upstream(name="other", base_url="http://other/v1")
 FAST = Route(name="fast", targets=(Target(upstream=MINE, model="m"), Target(upstream=OTHER, model="n")), timeouts=Timeouts())
 STAR = Route(name="*", targets=(Target(upstream=MINE, model="*"),), timeouts=Timeouts())
-CONFIG = Config(upstreams={"mine": MINE, "other": OTHER}, routes={"fast": FAST, "*": STAR})
+ALICE = {b"digest": Key(name="alice")}
+CONFIG = Config(upstreams={"mine": MINE, "other": OTHER}, routes={"fast": FAST, "*": STAR}, keys=ALICE)
 
 
 def attempt(target: Target = FAST.targets[0], result: AttemptResult | None = AttemptResult.SUCCESS, **marks: Any) -> Attempt:

@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from relay.exchange import AttemptResult, Operation, Outcome, StreamMeter, Usage
 from relay.telemetry import logs
 from relay.telemetry.logs import MAX_VALUE, LogWriter, RequestLog, make_logger, make_request_line
-from tests.telemetry.summaries import attempt, ended, head
+from tests.telemetry.summaries import FAST, attempt, ended, head
 
 
 class Stuck(io.RawIOBase):
@@ -193,6 +194,41 @@ def test_a_request_is_one_line() -> None:
         "client_ip": "127.0.0.1",
     }
     assert {name: event[name] for name in expected} == expected
+
+
+def test_a_request_tells_where_it_was_sent_first() -> None:
+    collected, _, log = json_log()
+    first, second = FAST.targets
+    failed = attempt(first, AttemptResult.HTTP_5XX, started_at=10.1)
+    log.ended(*ended(Outcome.COMPLETE, failed, attempt(second, started_at=10.5)))
+    log.ended(*ended(Outcome.COMPLETE, failed, attempt(first, started_at=10.5)))
+    log.ended(*ended(Outcome.COMPLETE, attempt(first)))
+    lines = [event["fallback_from"] for event in collected.events if event["event"] == "request"]
+    assert lines == ["mine/m", None, None]
+
+
+@pytest.mark.parametrize(("cost", "told"), [(0, None), (1_250_000, 0.00125)])
+def test_a_request_tells_what_it_cost(cost: int, told: float | None) -> None:
+    collected, _, log = json_log()
+    exchange, summary = ended(Outcome.COMPLETE, attempt())
+    log.ended(exchange, replace(summary, cost=cost))
+    assert collected.events[0]["cost_usd"] == told
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_a_key_in_the_words_of_others_does_not_show(is_terminal: bool) -> None:
+    collected, log, request_log = log_of(is_terminal=is_terminal)
+    secret = "sk-canary0123456789"
+    meter = StreamMeter(finish_reason=f"stop {secret}")
+    request_log.ended(*ended(Outcome.COMPLETE, attempt(meter=meter), model=f"gpt {secret}"))
+    log.warning("event", message=f"no access with {secret}")
+    try:
+        raise ValueError(f"bad header Authorization: Bearer {secret}")
+    except ValueError as error:
+        log.error("event", exc_info=error)
+    text = b"\n".join(collected.lines).decode()
+    assert "gpt sk-***" in text and "no access with sk-***" in text and "Bearer ***" in text
+    assert "canary" not in text
 
 
 def test_each_failed_attempt_is_a_warning_before_the_request() -> None:

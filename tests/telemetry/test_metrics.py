@@ -8,13 +8,13 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from relay.config.tree import Config
+from relay.config.tree import Config, Price
 from relay.exchange import AttemptResult, Operation, Outcome, StreamMeter, Usage, summarize
 from relay.telemetry import families
 from relay.telemetry.families import Family
 from relay.telemetry.metrics import Metrics
 from relay.telemetry.observations import NO_ROUTE
-from tests.telemetry.summaries import CONFIG, FAST, MINE, STAR, attempt, ended, head
+from tests.telemetry.summaries import ALICE, CONFIG, FAST, MINE, STAR, attempt, ended, head
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 FAMILIES = [value for value in vars(families).values() if isinstance(value, Family)]
@@ -242,7 +242,7 @@ def test_each_family_is_named_and_explained_by_the_rules(family: Family) -> None
         assert family.name.endswith(("_seconds", "_tokens"))
 
 
-ALONE = Config(upstreams={"mine": MINE}, routes={"*": STAR})
+ALONE = Config(upstreams={"mine": MINE}, routes={"*": STAR}, keys=ALICE)
 """What is left after a reload that takes away the route `fast` and the upstream `other`."""
 
 
@@ -353,3 +353,67 @@ def test_reasoning_that_was_not_streamed_took_no_time_of_the_stream(metrics: Met
     meter = StreamMeter(first_content_at=10.5, last_content_at=11.5, usage=Usage(input=1, output=105, reasoning=100))
     observe(metrics, Outcome.COMPLETE, attempt(meter=meter))
     assert value(metrics, "relay_time_per_output_token_seconds_sum") == pytest.approx(0.25)
+
+
+def test_a_revoked_key_is_shown_once_more_and_then_dropped(metrics: Metrics) -> None:
+    observe(metrics, Outcome.COMPLETE, attempt(meter=StreamMeter(usage=Usage(input=7, output=1))))
+    metrics.know_keys(["bob"])
+    assert value(metrics, "relay_key_tokens_total", key="alice", type="input") == 7
+    assert names(metrics, "key") == set()
+
+
+def test_a_revoked_key_whose_request_ends_late_leaves_no_series_behind(metrics: Metrics) -> None:
+    metrics.know_keys([])
+    names(metrics, "key"), names(metrics, "key")
+    observe(metrics, Outcome.COMPLETE, attempt())
+    assert value(metrics, "relay_key_requests_total", key="alice") == 1
+    assert names(metrics, "key") == set()
+
+
+def test_looking_at_limits_and_connections_is_no_observation_that_overflows() -> None:
+    config = replace(CONFIG, metrics=replace(CONFIG.metrics, label_values=1))
+    metrics = Metrics(
+        config,
+        "1",
+        connections=lambda: {"mine": (1, 1), "other": (1, 1)},
+        dropped=lambda: 0,
+        queued=lambda: {"fast": 2, "*": 3},
+        shares=lambda: [("alice", "rpm", 0.5), ("bob", "rpm", 0.7), ("carol", "rpm", 0.6)],
+        reserved=lambda: {"alice": 1, "bob": 2, "carol": 3},
+    )
+    for _ in range(3):
+        assert value(metrics, "relay_label_overflow_total") == 0
+        assert value(metrics, "relay_key_limit_used_ratio", key="_other") == 0.7
+        assert value(metrics, "relay_requests_queued") == 5
+
+
+def test_what_a_request_costs_is_counted_in_dollars() -> None:
+    metrics = Metrics(replace(CONFIG, prices={"mine/m": Price(input=1, output=1, cached=1)}), "1", connections=dict, dropped=lambda: 0)
+    assert ("relay_cost_usd_total", 0.0) in {
+        (name, number) for name, labels, number in samples(metrics) if labels.get("upstream") == "mine"
+    }
+    exchange, _ = ended(Outcome.COMPLETE, attempt(meter=StreamMeter(usage=Usage(input=7, output=1))))
+    exchange.cost = 2_500_000
+    metrics.began()
+    metrics.ended(exchange, summarize(exchange, 12.0))
+    assert value(metrics, "relay_cost_usd_total", route="fast", upstream="mine") == pytest.approx(0.0025)
+
+
+def test_the_first_failure_of_any_operation_starts_from_nought(metrics: Metrics) -> None:
+    observe(metrics, Outcome.COMPLETE, attempt(), operation=Operation.EMBEDDINGS, is_stream=False)
+    of_it = [(labels, number) for _, labels, number in samples(metrics) if labels.get("operation") == "embeddings"]
+    found = {labels["outcome"]: number for labels, number in of_it if "outcome" in labels}
+    assert found == {outcome.value: float(outcome is Outcome.COMPLETE) for outcome in Outcome}
+    metrics.know(CONFIG)
+    assert value(metrics, "relay_requests_total", operation="embeddings", outcome="complete") == 1
+
+
+def test_a_reload_makes_series_a_route_at_a_time(metrics: Metrics) -> None:
+    more = {f"r{number}": replace(FAST, name=f"r{number}") for number in range(5)}
+    metrics.know(replace(CONFIG, routes={**CONFIG.routes, **more}))
+    assert metrics.registry.numbers(families.HEDGES) == []
+    assert sum(1 for _ in metrics.make_series()) == 7
+    assert {labels[0] for labels, _ in metrics.registry.numbers(families.BACKPRESSURE)} == {"fast", "*", *more}
+    metrics.know(replace(CONFIG, routes={**CONFIG.routes, "last": replace(FAST, name="last")}))
+    assert value(metrics, "relay_upstream_attempts_total", route="last") == 0
+    assert "last" in names(metrics, "route"), "a page makes what is left to be made"

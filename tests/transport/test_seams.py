@@ -2,10 +2,11 @@
 
 import asyncio
 import inspect
+import ssl
 
 import aiohttp
 import pytest
-from aiohttp import web, web_protocol
+from aiohttp import connector, web, web_protocol
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http_exceptions import (
     BadHttpMessage,
@@ -31,6 +32,11 @@ def parameters(function: object) -> list[str]:
 
 def test_it_is_the_minor_version_that_the_seams_were_looked_at_in() -> None:
     assert aiohttp.__version__.startswith("3.14.")
+
+
+def test_aiohttp_makes_its_clients_contexts_where_they_are_dropped() -> None:
+    assert isinstance(connector._SSL_CONTEXT_VERIFIED, ssl.SSLContext)
+    assert isinstance(connector._SSL_CONTEXT_UNVERIFIED, ssl.SSLContext)
 
 
 def test_the_c_parser_is_the_one_in_use() -> None:

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from relay.errors import encode_error
 from relay.exchange import Operation, Usage
-from relay.wire.openai import First, error_event, parse_error, read_id, read_usage
+from relay.wire.openai import First, error_event, parse_error, read_answer
 from relay.wire.sse import EventSplitter
+from relay.wire.usage import Answer
 from tests.wire.transcripts import answer, observe
 
 
@@ -27,8 +28,7 @@ from tests.wire.transcripts import answer, observe
 )
 def test_a_whole_answer_gives_usage_finish_and_id(name: str, usage: Usage | None, finish: str | None, identity: str | None) -> None:
     _, body = answer(name)
-    assert read_usage(body) == (usage, finish)
-    assert read_id(body) == identity
+    assert read_answer(body) == Answer(usage=usage, finish_reason=finish, id=identity)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_a_whole_answer_gives_usage_finish_and_id(name: str, usage: Usage | None
     ],
 )
 def test_usage_is_read_in_every_shape(usage: object, expected: Usage | None) -> None:
-    assert read_usage(json.dumps({"usage": usage}).encode())[0] == expected
+    assert read_answer(json.dumps({"usage": usage}).encode()).usage == expected
 
 
 ERRORS = {
@@ -139,8 +139,7 @@ def test_an_error_body_that_says_nothing_gives_nothing(body: bytes) -> None:
 )
 def test_readers_of_whole_bodies_never_raise(body: bytes) -> None:
     parse_error(body)
-    read_usage(body)
-    read_id(body)
+    read_answer(body)
 
 
 @pytest.mark.parametrize(

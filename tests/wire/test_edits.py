@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.wire.body import parse_body
-from relay.wire.edits import edited
+from relay.wire.edits import Bound, edited
 
 ASKING = '"stream_options":{"include_usage":true}'
 
@@ -56,3 +56,33 @@ def test_all_other_members_keep_their_values(
     asked = {**more, **({"stream_options": options} if is_named else {})}
     value = json.loads(edited(parse_body(json.dumps(asked, indent=indent).encode()), asks_usage=True))
     assert value == {**asked, "stream_options": {**(options or {} if is_named else {}), "include_usage": True}}
+
+
+CHAT = ("max_completion_tokens", "max_tokens")
+
+
+@pytest.mark.parametrize(
+    ("raw", "names", "expected"),
+    [
+        ('{"max_tokens":100}', CHAT, '{"max_tokens":9}'),
+        ('{"a":1, "max_tokens" : 100 }', CHAT, '{"a":1, "max_tokens" : 9 }'),
+        ('{"max_tokens":8}', CHAT, '{"max_tokens":8}'),
+        ('{"max_tokens":100,"max_completion_tokens":5}', CHAT, '{"max_tokens":9,"max_completion_tokens":5}'),
+        ('{"max_tokens":"many"}', CHAT, '{"max_tokens":9}'),
+        ('{"a":1}', CHAT, '{"max_completion_tokens":9,"a":1}'),
+        ('{"a":1}', CHAT[::-1], '{"max_tokens":9,"a":1}'),
+        ('{"max_completion_tokens":null}', CHAT, '{"max_completion_tokens":9}'),
+        ('{"max_tokens":null}', CHAT, '{"max_completion_tokens":9,"max_tokens":null}'),
+        ("{}", ("max_output_tokens",), '{"max_output_tokens":9}'),
+        ('{"input":"max_tokens"}', (), '{"input":"max_tokens"}'),
+    ],
+)
+def test_an_answer_is_bounded(raw: str, names: tuple[str, ...], expected: str) -> None:
+    assert edited(parse_body(raw.encode()), bound=Bound(9, names)).decode() == expected
+
+
+def test_all_edits_at_once() -> None:
+    raw = b'{"max_tokens":100,"model":"x","stream_options":{}}'
+    assert edited(parse_body(raw), model="y", asks_usage=True, bound=Bound(9, CHAT)) == (
+        b'{"max_tokens":9,"model":"y","stream_options":{"include_usage":true}}'
+    )
