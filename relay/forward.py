@@ -175,7 +175,7 @@ class Forwarder:
                 step.trial.close()
                 learn_beaten(self._targets, attempt, exchange.request, monotonic())
                 raise
-            if exchange.outcome is None and attempt.meter.terminal_at is not None:
+            if exchange.outcome is None and attempt.meter.terminal_at is not None and not run.is_alone:
                 # The client hung up after the terminator: it has everything.
                 exchange.outcome = Outcome.COMPLETE
             # Our own cut of the client's connection cancels as well: by then the outcome says how the attempt ended.

@@ -78,6 +78,12 @@ class Running:
         """Count an attempt out."""
         self._runs.discard(run)
 
+    def cut_alone(self) -> None:
+        """End every attempt whose client has left."""
+        for run in list(self._runs):
+            if run.is_alone:
+                run.cut(Outcome.DRAINED, "server_shutting_down")
+
     def cut_all(self, outcome: Outcome, code: str) -> None:
         """End every attempt."""
         for run in list(self._runs):
@@ -308,9 +314,14 @@ class App:
         if fixed:
             self._log.warning("reload", message=f"{', '.join(fixed)} cannot change while the relay runs; restart it")
 
-    def dump(self) -> Iterator[bytes]:
-        """Yield what was counted, in pieces for the registry of a whole crew."""
-        return self._metrics.dump()
+    @property
+    def is_leaving(self) -> bool:
+        """Tell whether series are left of what the configuration does not name any more."""
+        return self._metrics.is_leaving
+
+    def dump(self, *, forgets: bool) -> Iterator[bytes]:
+        """Yield what was counted, in pieces for the registry of a whole crew; without what is not configured any more if told so."""
+        return self._metrics.dump(forgets=forgets)
 
     async def run(self) -> None:
         """Serve until told to stop, then drain."""
@@ -329,7 +340,9 @@ class App:
         """Wait until nothing is in flight and every answer has left, at most `seconds`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while (self._metrics.in_flight or self._servers[0][0].has_unsent) and not is_enough():  # noqa: ASYNC110  # once in a life
+                while (self._metrics.in_flight or self._servers[0][0].has_unsent) and not is_enough():  # once in a life
+                    # Nobody waits for these.
+                    self._running.cut_alone()
                     await asyncio.sleep(0.02)
 
     async def close(self) -> None:

@@ -107,7 +107,7 @@ class Worker:
                 return 1
             self._channel.tell(Ready(self._generation))
             await app.run()
-            self._channel.tell(Counted(await self._counted()))
+            self._channel.tell(await self._counted())
             return 0
         finally:
             await app.close()
@@ -131,7 +131,7 @@ class Worker:
     async def _asked(self, message: Message) -> Message:
         match message:
             case Collect():
-                return Counted(await self._counted())
+                return await self._counted(forgets=message.forgets)
             case Prepare():
                 return await self._prepare(message)
             case Adopt() if self._prepared is not None and self._prepared[0] == message.generation:
@@ -148,12 +148,12 @@ class Worker:
             return Prepared(str(error) or type(error).__name__)
         return Prepared(None)
 
-    async def _counted(self) -> list[bytes]:
+    async def _counted(self, *, forgets: bool = False) -> Counted:
         pieces = []
-        for piece in self._app.dump():
+        for piece in self._app.dump(forgets=forgets):
             pieces.append(piece)
             await asyncio.sleep(0)  # streams go on between two pieces
-        return pieces
+        return Counted(pieces, self._app.is_leaving)
 
     # Crew
 
