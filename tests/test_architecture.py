@@ -45,7 +45,7 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "turns": _BASE | {"policy"},
     "heartbeat": _BASE | {"stream", "ports", "attempt"},
     "race": _PURE_TOP | {"stream", "ports", "attempt"},
-    "forward": _PURE_TOP | {"stream", "ports", "attempt", "heartbeat", "race", "turns"},
+    "forward": _PURE_TOP | {"stream", "ports", "answering", "attempt", "heartbeat", "race", "turns"},
     "catalog": _BASE | {"policy"},
     "reception": _PURE_TOP | {"stream", "ports"},
     "planning": _PURE_TOP | {"catalog"},
