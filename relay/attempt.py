@@ -56,6 +56,7 @@ class Attempting:
         "attempt",
         "claim",
         "done",
+        "given_up",
         "is_beaten",
         "is_open",
         "is_uploading",
@@ -100,6 +101,8 @@ class Attempting:
         """None: the answer reached the client and is over; an error: nothing reached the client."""
         self.claim: Callable[[Attempting], None] | None = None
         """Called just before this attempt's answer begins to reach the client."""
+        self.given_up: tuple[ResponseHead, bytes] | None = None
+        """The whole refusal that was not passed on because another attempt was to follow."""
         self.is_open = False
         """Whether the client's answer is this attempt's."""
         self.is_beaten = False
@@ -262,7 +265,10 @@ class Attempting:
         assert head is not None
         if self._refusal is not None:
             self._refusal = read_refusal(head, first)
-            if self._may_fall_back(self._refusal) or is_replaced(self._refusal, self._choice):
+            is_ours = is_replaced(self._refusal, self._choice)
+            if self._may_fall_back(self._refusal) or is_ours:
+                if not is_ours and self.attempt.body_ended_at is not None:
+                    self.given_up = (head, first)
                 self.failed(self._refusal)
                 return False
         if exchange.is_begun_early:
