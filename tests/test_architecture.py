@@ -74,6 +74,7 @@ HOME_OF: Final[dict[str, frozenset[str]]] = {
     "opentelemetry": frozenset({"telemetry"}),
     "prometheus_client": frozenset({"telemetry"}),
     "pydantic": frozenset({"config"}),
+    "redis": frozenset({"stores"}),
     "uvloop": frozenset({"app"}),
     "yaml": frozenset({"config", "telemetry"}),
 }
