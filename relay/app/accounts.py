@@ -2,10 +2,11 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from relay.admission import all_scopes
-from relay.config.tree import Config
-from relay.stores import SLOTS_IDENTITY, open_ledger
+from relay.config.tree import Config, Redis
+from relay.stores import SLOTS_IDENTITY, Ledger, RedisLimiter, open_ledger
 
 SWEEP_SECONDS = 1.0
 """How long the slots of a worker that died stay taken, at most."""
@@ -14,11 +15,30 @@ SWEEP_SECONDS = 1.0
 class Accounts:
     """The limiter of one relay."""
 
-    __slots__ = ("ledger",)
+    __slots__ = ("_log", "_redis", "ledger")
 
-    def __init__(self, directory: str | None) -> None:
-        """Count in `directory`, or in memory. Raises StateFileUnusable."""
-        self.ledger = open_ledger(directory)
+    def __init__(self, directory: str | None, redis: Redis | None, log: Any) -> None:
+        """Count in `directory`, or in memory, and in `redis` if there is one. Raises StateFileUnusable, RedisUnusable."""
+        self._log = log
+        own = open_ledger(directory)
+        self._redis = None if redis is None else RedisLimiter(redis.url.reveal(), redis.replicas, redis.timeout, own, self._tell)
+        self.ledger: Ledger | RedisLimiter = own if self._redis is None else self._redis
+
+    async def start(self) -> None:
+        """Begin; with Redis, once it is known whether it is there."""
+        if self._redis is not None:
+            await self._redis.start()
+
+    @property
+    def is_degraded(self) -> bool:
+        """Tell whether limits are counted here alone though others share them."""
+        return self._redis is not None and self._redis.is_degraded
+
+    def _tell(self, reason: str | None) -> None:
+        if reason is None:
+            self._log.info("limits", result="shared", message="Redis is back: limits are counted there")
+        else:
+            self._log.warning("limits", result="degraded", reason=reason, message="Redis is away: limits are counted here, each in part")
 
     def know(self, config: Config) -> None:
         """Forget what the configuration does not limit any more."""
@@ -54,6 +74,8 @@ class Accounts:
         for identity in sorted(broken):
             violated(identity)
 
-    def close(self) -> None:
-        """Let go of them."""
+    async def close(self) -> None:
+        """Have the last settlements arrive, then let go."""
+        if self._redis is not None:
+            await self._redis.aclose()
         self.ledger.close()

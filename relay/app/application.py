@@ -24,7 +24,7 @@ from relay.app.keywatch import KeyWatch
 from relay.app.listening import listen, max_connections, serve, url_of
 from relay.app.pages import Pages
 from relay.app.reloading import Read, Reloads, fixed_changes
-from relay.attempt import Attempting
+from relay.app.running import Running
 from relay.catalog import Catalog
 from relay.config.addresses import is_loopback
 from relay.config.keys import with_stored
@@ -62,28 +62,6 @@ if TYPE_CHECKING:
 FAST_EXIT_SECONDS: Final = 1.0
 
 
-class Running:
-    """The attempts under way."""
-
-    __slots__ = ("_runs",)
-
-    def __init__(self) -> None:
-        self._runs: set[Attempting] = set()
-
-    def begin(self, run: Attempting) -> None:
-        """Count an attempt in."""
-        self._runs.add(run)
-
-    def end(self, run: Attempting) -> None:
-        """Count an attempt out."""
-        self._runs.discard(run)
-
-    def cut_all(self, outcome: Outcome, code: str) -> None:
-        """End every attempt."""
-        for run in list(self._runs):
-            run.cut(outcome, code)
-
-
 class App:
     """One relay."""
 
@@ -96,8 +74,7 @@ class App:
         self._log = make_logger(self._writer, is_terminal=is_terminal, worker=worker)
         self._request_log = RequestLog(self._log, make_request_line(self._writer, self._log, is_terminal=is_terminal, worker=worker))
         self._libraries = LibraryLog(self._log)
-        self._config = config
-        self._bound = config
+        self._config = self._bound = config
         """What was in force when the listeners were made: a reload cannot change it."""
         self._credentials = Credentials()
         self._pools = UpstreamPools(lambda upstream, seconds: self._metrics.connected(upstream, seconds))
@@ -123,7 +100,7 @@ class App:
         self._stopping = asyncio.Event()
         self._is_hurried = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self._pages = Pages(self._metrics, self._stopping.is_set, crew)
+        self._pages = Pages(self._metrics, self._stopping.is_set, self._are_limits_degraded, crew)
         self._reloads = Reloads(reload, self._change, self._refused, self._log)
         self._key_watch = KeyWatch(self._use_keys, self._log)
 
@@ -140,6 +117,7 @@ class App:
             usage_dropped=lambda: 0 if self._usage is None else self._usage.dropped,
             shares=lambda: self._accounts.shares() if self._accounts is not None else (),
             reserved=lambda: self._accounts.reserved() if self._accounts is not None else {},
+            limits_degraded=self._are_limits_degraded,
             identities=(SLOTS_IDENTITY, TOKENS_IDENTITY),
         )
 
@@ -147,7 +125,8 @@ class App:
         """Listen; return the address to use. Raises OSError when the address cannot be had."""
         self._libraries.open()
         config = self._config = await asyncio.to_thread(self._key_watch.refreshed, self._config)
-        self._accounts = Accounts(config.state_dir or (None if self._crew is None else self._crew.directory))
+        self._accounts = Accounts(config.state_dir or (None if self._crew is None else self._crew.directory), config.redis, self._log)
+        await self._accounts.start()
         sock = listen(config.server.host, config.server.port, is_shared=self._crew is not None)
         await self._start_demo(config)
         forwarder = Forwarder(self._pools, self._running, HoldBudget(), self._targets, self._turns, random.random)
@@ -177,6 +156,9 @@ class App:
         self._checks.know(config)
         self._spawn(self._accounts.watch(lambda: self._metrics.in_flight, self._observers.violated))
         return url_of(sock)
+
+    def _are_limits_degraded(self) -> bool:
+        return self._accounts is not None and self._accounts.is_degraded
 
     async def _serve(self, sock: socket.socket, pages: dict[str, Page], gateway: Gateway | None) -> None:
         settings = self._bound.server
@@ -330,7 +312,9 @@ class App:
         """Wait until nothing is in flight and every answer has left, at most `seconds`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while (self._metrics.in_flight or self._servers[0][0].has_unsent) and not is_enough():  # noqa: ASYNC110  # once in a life
+                while (self._metrics.in_flight or self._servers[0][0].has_unsent) and not is_enough():  # once in a life
+                    # Nobody waits for these.
+                    self._running.cut_alone()
                     await asyncio.sleep(0.02)
 
     async def close(self) -> None:
@@ -347,7 +331,7 @@ class App:
             task.cancel()
         self._pools.close()
         if self._accounts is not None:
-            self._accounts.close()
+            await self._accounts.close()
         if self._demo is not None:
             await self._demo.stop()
         await asyncio.sleep(0)

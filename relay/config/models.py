@@ -48,6 +48,7 @@ from relay.config.fields import (
     or_variable,
     setting,
 )
+from relay.config.sharing import Redis as Redis
 from relay.config.telling import Metrics, Tracing
 from relay.config.tree import Affinity as AffinityValue
 from relay.config.waits import TargetTimeouts as TargetTimeouts
@@ -172,6 +173,15 @@ def _listed(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+class OnDisconnect(BaseModel):
+    """How far a stream is read on after its client has left, to learn what it used."""
+
+    model_config = STRICT
+
+    drain: Duration = Field(description="How long it is read on at most; its places and slots stay taken meanwhile.", examples=["30s"])
+    max_tokens: Count | None = setting(None, "How long its answer may become, in tokens. Left out: as it comes.", 4000)
+
+
 Targets = Annotated[list[Target], BeforeValidator(_listed)]
 
 
@@ -260,6 +270,11 @@ class Route(BaseModel):
     heartbeat: Heartbeat | None = setting(None, "Sends comments into silent streams. Left out: never.", {"after": "15s", "every": "15s"})
     timeouts: Timeouts = setting(Timeouts(), "Timeouts that differ on this route, for all its targets.", {"first_token": "45s"})
     limits: Limits = setting(Limits(), "Limits for all its callers together.", {"rpm": 600, "concurrency": 32})
+    on_disconnect: OnDisconnect | None = setting(
+        None,
+        "Reads a stream on after its client has left, to learn what it used. Left out: the upstream is cancelled at once.",
+        {"drain": "30s", "max_tokens": 4000},
+    )
     on_limit: OnLimitName = setting(
         "finish",
         "What becomes of an answer that reaches a limit of its tokens: it goes on, is kept within what is left by a lower"
@@ -349,6 +364,12 @@ class Settings(BaseModel):
         "Directory where what was used of budgets survives a restart; relays of one machine that name the same one share all limits."
         " Left out: kept in memory.",
         "/var/lib/relay",
+    )
+    redis: Redis | None = setting(
+        None,
+        "Redis that counts the limits of several relays. Left out, or empty: none.",
+        "redis://redis:6379/0",
+        is_secret=True,
     )
     metrics: Metrics = setting(Metrics(), "Where metrics are served, and what they are measured against.", {"listen": "127.0.0.1:9464"})
     usage: Usage | None = setting(None, "Where to keep what was used. Left out: nowhere.", {"store": "usage.db"})

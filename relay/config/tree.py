@@ -7,29 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-
-class Secret:
-    """A value that never prints: `repr` and `str` show asterisks; `reveal` is the only way to it."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: str) -> None:
-        self._value = value
-
-    def reveal(self) -> str:
-        """Return the value itself, for the one place that sends it."""
-        return self._value
-
-    def __repr__(self) -> str:
-        return "***"
-
-    __str__ = __repr__
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and other._value == self._value
-
-    def __hash__(self) -> int:
-        return hash(self._value)
+from relay.config.secret import Secret as Secret
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,11 +194,19 @@ class OnLimit(Enum):
     """What becomes of an answer that reaches a limit of tokens."""
 
     FINISH = "finish"
-    """It goes on, and counts."""
     CLAMP = "clamp"
     """It may not be longer than what is left: its request says so."""
     STOP = "stop"
     """It ends there, with an error event."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnDisconnect:
+    """How far a stream is read on after its client has left."""
+
+    drain: float
+    max_tokens: int | None = None
+    """Of the answer, those included that the client got."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,6 +246,8 @@ class Route:
     """How often a target is asked again when no other is left, at most."""
     limits: Limits | None = None
     """For all its callers together."""
+    on_disconnect: OnDisconnect | None = None
+    """None: the upstream is cancelled at once."""
     on_limit: OnLimit = OnLimit.FINISH
     always_asks_usage: bool = False
     """Whether upstreams are asked for the usage of every stream, not only of those whose tokens are limited."""
@@ -354,6 +342,15 @@ class Tracing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Redis:
+    """Where `replicas` relays count their limits together; an answer after `timeout` seconds comes too late."""
+
+    url: Secret
+    replicas: int = 1
+    timeout: float = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Everything the relay was told."""
 
@@ -372,6 +369,7 @@ class Config:
     """By upstream/model; a name may end in `*`."""
     state_dir: str | None = None
     """Directory of what has to survive a restart; None keeps it in memory."""
+    redis: Redis | None = None
     default_model: str | None = None
     """What answers for requests that name no model."""
     warnings: tuple[str, ...] = ()

@@ -10,6 +10,7 @@ from typing import Final, Protocol
 from relay.policy import limits
 from relay.policy.accounts import Account
 from relay.policy.limits import Demand, Grant, Refusal, Scope
+from relay.policy.shares import Use
 
 SLOTS_IDENTITY: Final = "slots_taken_are_returned_or_held"
 TOKENS_IDENTITY: Final = "tokens_reserved_are_settled_refunded_or_held"
@@ -66,6 +67,10 @@ class Ledger:
 
     async def admit(self, demand: Demand) -> Grant | Refusal:
         """Take what `demand` asks for, or refuse and take nothing."""
+        return self.try_take(demand)
+
+    def try_take(self, demand: Demand) -> Grant | Refusal:
+        """Do what `admit` does, which never waits here."""
         accounts = [self._account(scope) for scope in demand.scopes]
         self._table.enter()
         try:
@@ -73,12 +78,37 @@ class Ledger:
         finally:
             self._table.leave()
         if isinstance(answer, Grant):
-            self._live.add(answer)
-            self.taken += 1
-            # It may have been lowered.
-            self.reserved += answer.demand.tokens
-            self.held += answer.demand.tokens
+            self._begin(answer)
         return answer
+
+    def take(self, demand: Demand) -> Grant:
+        """Take what `demand` asks for, whether there is room or not: somebody else has admitted it."""
+        accounts = [self._account(scope) for scope in demand.scopes]
+        self._table.enter()
+        try:
+            grant = limits.take(accounts, demand, self._now())
+        finally:
+            self._table.leave()
+        self._begin(grant)
+        return grant
+
+    def _begin(self, grant: Grant) -> None:
+        self._live.add(grant)
+        self.taken += 1
+        self.reserved += grant.demand.tokens
+        self.held += grant.demand.tokens
+
+    def use(self, scope: Scope) -> Use:
+        """Return what was used here of the limits of `scope`."""
+        account = self._account(scope)
+        budget = scope.limits.budget
+        self._table.enter()
+        try:
+            now = self._now()
+            used = 0 if budget is None else budget.amount - account.left(budget, self._unix_time())
+            return Use(account.requests.total(now), account.tokens.total(now), account.slots, used)
+        finally:
+            self._table.leave()
 
     def debit(self, grant: Grant, tokens: int) -> bool:
         """Count that `tokens` have flowed in all; tell whether every limit of tokens still holds."""

@@ -14,7 +14,7 @@ from relay.app.process import loop_factory
 from relay.config.tree import Config
 from relay.planning import Snapshot
 from relay.policy.owners import Owner
-from relay.stores import StateFileUnusable
+from relay.stores import RedisUnusable, StateFileUnusable
 from relay.workers.channel import Channel
 from relay.workers.messages import (
     HEAD_BYTES,
@@ -99,7 +99,7 @@ class Worker:
         try:
             try:
                 await app.start()
-            except StateFileUnusable as error:
+            except (RedisUnusable, StateFileUnusable) as error:
                 sys.stderr.write(f"relay: {error}\n")
                 return 1
             except OSError as error:
