@@ -313,9 +313,14 @@ class App:
         if fixed:
             self._log.warning("reload", message=f"{', '.join(fixed)} cannot change while the relay runs; restart it")
 
-    def dump(self) -> Iterator[bytes]:
-        """Yield what was counted, in pieces for the registry of a whole crew."""
-        return self._metrics.dump()
+    @property
+    def is_leaving(self) -> bool:
+        """Tell whether series are left of what the configuration does not name any more."""
+        return self._metrics.is_leaving
+
+    def dump(self, *, forgets: bool) -> Iterator[bytes]:
+        """Yield what was counted, in pieces for the registry of a whole crew; without what is not configured any more if told so."""
+        return self._metrics.dump(forgets=forgets)
 
     async def run(self) -> None:
         """Serve until told to stop, then drain."""

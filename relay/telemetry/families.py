@@ -29,12 +29,16 @@ REQUESTS: Final = Family(
 )
 STARTED: Final = Family(
     name="relay_requests_started_total",
-    help="Client requests begun, answered lists of models included: finished + forgotten + lists + in flight.",
+    help="Client requests begun, answered lists of models included: finished + forgotten + lost + lists + in flight.",
 )
 MODEL_LISTS: Final = Family(name="relay_model_lists_total", help="Lists of models that were answered; no other metric counts them.")
 FORGOTTEN: Final = Family(
     name="relay_requests_forgotten_total",
     help="Finished client requests whose series were dropped because a reload removed their route.",
+)
+LOST: Final = Family(
+    name="relay_requests_lost_total",
+    help="Client requests that a worker process took with it when it died, as far as it had told of them; none with a single process.",
 )
 IN_FLIGHT: Final = Family(
     name="relay_requests_in_flight",

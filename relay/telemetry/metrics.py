@@ -174,11 +174,20 @@ class Metrics:
             for result in AttemptResult:
                 number(f.ATTEMPTS, name, upstream, result.value)
 
-    def _drop_gone(self) -> None:
-        """Drop the series of routes and upstreams that are not configured any more, once nothing is in flight and a page has shown them."""
-        if self._gone is not _Gone.SHOWN:
-            self._gone = _Gone.SHOWN if self._gone is _Gone.UNSEEN else _Gone.NOTHING
-            return
+    @property
+    def is_leaving(self) -> bool:
+        """Tell whether there are series of what is not configured any more."""
+        return self._gone is not _Gone.NOTHING
+
+    def _show(self) -> None:
+        """Drop the series of what is not configured any more once a page has shown them, and take note that one does now."""
+        if self._gone is _Gone.SHOWN:
+            self._forget()
+        elif self._gone is _Gone.UNSEEN:
+            self._gone = _Gone.SHOWN
+
+    def _forget(self) -> None:
+        """Drop the series of routes, upstreams and keys that are not configured any more, but for routes that still serve."""
         registry = self.registry
         known = {*self._routes, NO_ROUTE, OTHER}
         leaving = {labels[0] for labels, gauge in registry.numbers(f.IN_FLIGHT) if gauge.value and labels[0] not in known}
@@ -260,19 +269,23 @@ class Metrics:
     def _slices(self, *, is_openmetrics: bool) -> Iterator[bytes]:
         for _ in self.make_series():
             yield b""
+        self._show()
         self._refresh()
         yield from expose(self.registry, is_openmetrics=is_openmetrics)
         yield self._process.render(is_openmetrics=is_openmetrics)
 
-    def dump(self) -> Iterator[bytes]:
-        """Yield everything that was counted, in pieces that another registry merges."""
+    def dump(self, *, forgets: bool = False) -> Iterator[bytes]:
+        """Yield everything that was counted, in pieces that another registry merges; before that, forget what is not configured any more
+        if told so: whoever shows the page knows whether it was shown.
+        """
+        if forgets:
+            self._forget()
         self._refresh()
         yield from self.registry.dump()
 
     def _refresh(self) -> None:
         """Take over what others count."""
         self._make_all()
-        self._drop_gone()
         number = self.registry.number
         number(f.STARTED).set(self._started)
         number(f.IN_FLIGHT, NO_ROUTE, "false").set(self.in_flight - len(self._open))

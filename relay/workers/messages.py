@@ -57,11 +57,16 @@ class Hurry(msgspec.Struct, tag=True):
 class Collect(msgspec.Struct, tag=True):
     """Tell what was counted. Answered by Counted."""
 
+    forgets: bool = False
+    """Whether to leave out, from now on, what is not configured any more: all workers do it at once, so that no sum sinks."""
+
 
 class Counted(msgspec.Struct, tag=True):
     """What a worker counted so far, in pieces; told unasked as a worker's last word."""
 
     pieces: list[bytes]
+    is_leaving: bool = False
+    """Whether there is something in it that is not configured any more."""
 
 
 class AskPage(msgspec.Struct, tag=True):

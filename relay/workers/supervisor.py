@@ -322,20 +322,25 @@ class Supervisor:
 
     async def _collect_now(self) -> None:
         try:
-            await asyncio.gather(*(self._collect_from(child) for child in self._children))
+            forgets = self._sums.may_forget
+            await asyncio.gather(*(self._collect_from(child, forgets=forgets) for child in self._children))
+            if forgets:
+                self._sums.forget(child.counted for child in self._children if child.counted is not None)
         finally:
             self._collecting = None
 
-    async def _collect_from(self, child: Child) -> None:
+    async def _collect_from(self, child: Child, *, forgets: bool) -> None:
         channel = child.channel
         if channel is None:
             return
         try:
-            answer = await channel.ask(Collect(), ANSWER_SECONDS)
+            answer = await channel.ask(Collect(forgets), ANSWER_SECONDS)
         except (TimeoutError, ConnectionError):
             return  # what it said last stands
         if isinstance(answer, Counted) and child.channel is channel:
             child.counted = answer.pieces
+            if answer.is_leaving:
+                self._sums.leaving()
 
     async def _collect_regularly(self) -> None:
         while True:

@@ -116,7 +116,7 @@ class Worker:
                 return 1
             self._channel.tell(Ready(self._generation))
             await app.run()
-            self._channel.tell(Counted(await self._counted()))
+            self._channel.tell(await self._counted())
             return 0
         finally:
             await app.close()
@@ -142,7 +142,7 @@ class Worker:
     async def _asked(self, message: Message) -> Message:
         match message:
             case Collect():
-                return Counted(await self._counted())
+                return await self._counted(forgets=message.forgets)
             case Order():
                 return self._report(message)
             case Prepare():
@@ -167,12 +167,12 @@ class Worker:
             return Prepared(str(error) or type(error).__name__)
         return Prepared(None)
 
-    async def _counted(self) -> list[bytes]:
+    async def _counted(self, *, forgets: bool = False) -> Counted:
         pieces = []
-        for piece in self._app.dump():
+        for piece in self._app.dump(forgets=forgets):
             pieces.append(piece)
             await asyncio.sleep(0)  # streams go on between two pieces
-        return pieces
+        return Counted(pieces, self._app.is_leaving)
 
     # Crew
 

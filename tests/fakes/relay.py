@@ -28,7 +28,13 @@ START_SECONDS = 15.0
 STOP_SECONDS = 15.0
 SETTLE_SECONDS = 2.0
 POLL_SECONDS = 0.02
-ACCOUNTS = ("relay_requests_total", "relay_requests_forgotten_total", "relay_model_lists_total", "relay_requests_in_flight")
+ACCOUNTS = (
+    "relay_requests_total",
+    "relay_requests_forgotten_total",
+    "relay_requests_lost_total",
+    "relay_model_lists_total",
+    "relay_requests_in_flight",
+)
 """What becomes of requests that began: these add up to relay_requests_started_total."""
 NOISE = ("Traceback (most recent call last)", "never retrieved", "never awaited", "Unclosed", "ResourceWarning")
 """What a healthy relay never writes."""
@@ -76,6 +82,12 @@ class Metrics:
     def nonzero(self, name: str) -> dict[tuple[tuple[str, str], ...], float]:
         """Return the samples of a name that are not 0, for messages."""
         return {tuple(sorted(labels)): value for (found, labels), value in self._samples.items() if found == name and value}
+
+    def sunk_since(self, before: "Metrics") -> list[str]:
+        """Return the relay's own counters that are lower than in an earlier scrape, or gone."""
+        ends = ("_total", "_bucket", "_count", "_sum")
+        counters = {key: value for key, value in before._samples.items() if key[0].startswith("relay_") and key[0].endswith(ends)}
+        return [f"{key}: {value} -> {self._samples.get(key)}" for key, value in counters.items() if self._samples.get(key, -1.0) < value]
 
     def _matching(self, name: str, labels: Mapping[str, str]) -> Iterator[float]:
         wanted = frozenset(labels.items())
