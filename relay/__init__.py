@@ -24,7 +24,7 @@ The life of a request, and the room each step happens in:
 Who may import whom (a test checks it), lowest first:
 
     errors <- config <- exchange <- wire, policy <- providers, dialects <- stream
-    stream <- answering, ports <- attempt, turns <- race, heartbeat <- forward
+    stream <- answering, ports <- tunnel, waiting <- attempt, turns <- race, heartbeat <- forward
     forward, reception, planning, admission <- gateway <- transport <- app <- workers <- cli
     exchange <- telemetry <- app
     policy <- stores <- app

@@ -165,7 +165,8 @@ class Admission:
             return
         meter = last.meter
         if meter.usage is not None:
-            exchange.usage, exchange.usage_source = meter.usage, UsageSource.REPORTED
+            exchange.usage = meter.usage
+            exchange.usage_source = UsageSource.DRAINED if exchange.is_drained else UsageSource.REPORTED
             return
         body = exchange.request.body
         is_answered = meter.content_events > 0 or (exchange.outcome is Outcome.COMPLETE and meter.bytes_in > 0)
@@ -178,7 +179,7 @@ class Admission:
         exchange.usage_source = UsageSource.ESTIMATED
 
     def _learn(self, exchange: Exchange, ticket: Ticket, usage: Usage) -> None:
-        if exchange.usage_source is not UsageSource.REPORTED:
+        if exchange.usage_source is UsageSource.ESTIMATED:
             return
         upstream, model = _served_by(exchange)
         self._ratios.learn(upstream, model, estimated=ticket.estimated, reported=usage.input)

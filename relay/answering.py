@@ -76,7 +76,8 @@ def outcome_with(outcome: Outcome, refusal: UpstreamRefused | None, choice: Choi
     if refusal is None or outcome is not Outcome.COMPLETE:
         return outcome
     # One that would have fallen back, had the route or the budget had more, is no fault of the caller's.
-    return Outcome.UPSTREAM_FAILED if judge(refusal, choice).fall_back else Outcome.REJECTED
+    verdict = judge(refusal, choice)
+    return Outcome.UPSTREAM_FAILED if verdict.fall_back and not verdict.is_callers else Outcome.REJECTED
 
 
 def break_event(operation: Operation, code: str) -> bytes:

@@ -12,18 +12,8 @@ import codecs
 from collections.abc import Callable
 from math import inf
 from time import monotonic
-from typing import Any
 
-from relay.answering import (
-    as_told,
-    break_event,
-    choose_relay,
-    is_replaced,
-    is_unusable,
-    outcome_with,
-    read_refusal,
-    refusal_event,
-)
+from relay.answering import as_told, break_event, choose_relay, is_replaced, is_unusable, outcome_with, read_refusal, refusal_event
 from relay.config.tree import Timeouts
 from relay.errors import (
     Draining,
@@ -41,10 +31,12 @@ from relay.policy.bounds import in_time, next_bound, time_left
 from relay.policy.routing import Choice
 from relay.ports import Call, Sink, Upload, Upstreams
 from relay.stream import DONE_GRACE_SECONDS, HOLD_SECONDS, BodyEnd, BodyRelay, EventRelay, HoldBudget, OpaqueRelay, WholeRelay, broken
+from relay.tunnel import FromClient
+from relay.waiting import drain, send
 
 
 class Attempting:
-    """One attempt: what the upstream says goes in, what the client sees comes out."""
+    """One attempt."""
 
     __slots__ = (
         "_budget",
@@ -64,6 +56,7 @@ class Attempting:
         "attempt",
         "claim",
         "done",
+        "given_up",
         "is_beaten",
         "is_open",
         "is_uploading",
@@ -108,6 +101,8 @@ class Attempting:
         """None: the answer reached the client and is over; an error: nothing reached the client."""
         self.claim: Callable[[Attempting], None] | None = None
         """Called just before this attempt's answer begins to reach the client."""
+        self.given_up: tuple[ResponseHead, bytes] | None = None
+        """The whole refusal that was not passed on because another attempt was to follow."""
         self.is_open = False
         """Whether the client's answer is this attempt's."""
         self.is_beaten = False
@@ -116,9 +111,8 @@ class Attempting:
         """Whether the connection had served another request before."""
         self.is_uploading = False
         self.relay: BodyRelay | None = None
-        self.switch: Callable[[ResponseHead, bytes], None] | None = (
-            self._switch if exchange.request.operation is Operation.REALTIME else None
-        )
+        is_tunnel = exchange.request.operation is Operation.REALTIME
+        self.switch: Callable[[ResponseHead, bytes], None] | None = self._switch if is_tunnel else None
         self.write = sink.write
 
     # What the attempt loop does with it
@@ -139,25 +133,40 @@ class Attempting:
             self._watch()
             if upload is not None:
                 await self._upload(upload, self._call)
-            return await self.done
+            try:
+                return await self.done
+            except asyncio.CancelledError:
+                await self._read_alone()
+                raise
         finally:
             self._close()
 
     async def _upload(self, upload: Upload, call: Call) -> None:
-        """Send the body until it is all there or the answer is over, whichever is first."""
         self.is_uploading = True
-        task = self._loop.create_task(upload.run(call))
-        waits: set[asyncio.Future[Any]] = {task, self.done}
         try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            if task.done() and not self.done.done():
-                task.result()
+            await send(upload, call, self.done)
         finally:
-            if not task.cancel() and not task.cancelled():
-                # The answer, or the client's leaving, came first: what became of the upload does not matter any more.
-                task.exception()
             self.is_uploading = False
             self.attempt.sent_at = monotonic()
+
+    async def _read_alone(self) -> None:
+        """Read on when the client has left, as far as the route wants it: its end tells what an answer used."""
+        exchange, meter = self._exchange, self.attempt.meter
+        bounds = None if exchange.route is None or not isinstance(self.relay, EventRelay) else exchange.route.on_disconnect
+        if bounds is None or not (self.is_open and self._sink.is_closed) or meter.terminal_at is not None or self.write is _drop:
+            return
+        exchange.is_drained = True
+        # The one before was cancelled with its waiter.
+        self.done = self._loop.create_future()
+        self._sink.follow(None)
+        if self._call is not None:
+            self._call.resume()
+        await drain(self.done, meter, bounds)
+
+    @property
+    def is_alone(self) -> bool:
+        """Tell whether the client has left and the answer is read to its end without it."""
+        return self._exchange.is_drained
 
     def cut(self, outcome: Outcome, code: str) -> None:
         """End the attempt for a reason of the relay's own, such as shutdown."""
@@ -234,20 +243,8 @@ class Attempting:
         exchange.move(State.COMMITTED)
         exchange.status = head.status
         self._begin()
-        self._sink.switch(exchange, head, rest, self._from_client)
+        self._sink.switch(exchange, head, rest, FromClient(self._sink, lambda: self._call).take)
         self.write = self._sink.write
-
-    def _from_client(self, data: bytes) -> None:
-        call = self._call
-        if call is None:
-            return
-        call.write(data)
-        if call.is_full:
-            self._sink.set_reading(on=False)
-            call.on_writable = self._read_client
-
-    def _read_client(self) -> None:
-        self._sink.set_reading(on=True)
 
     # What the relay asks for
 
@@ -256,8 +253,8 @@ class Attempting:
         self._hold = self._loop.call_later(HOLD_SECONDS, self._guard, self._release)
 
     def _release(self) -> None:
-        assert self.relay is not None
-        self.relay.release()
+        if self.relay is not None:
+            self.relay.release()
 
     def open(self, first: bytes) -> bool:
         """Commit: the client's response begins. False when the attempt was given up before."""
@@ -268,7 +265,10 @@ class Attempting:
         assert head is not None
         if self._refusal is not None:
             self._refusal = read_refusal(head, first)
-            if self._may_fall_back(self._refusal) or is_replaced(self._refusal, self._choice):
+            is_ours = is_replaced(self._refusal, self._choice)
+            if self._may_fall_back(self._refusal) or is_ours:
+                if not is_ours and self.attempt.body_ended_at is not None:
+                    self.given_up = (head, first)
                 self.failed(self._refusal)
                 return False
         if exchange.is_begun_early:
@@ -326,8 +326,8 @@ class Attempting:
         self._grace = self._loop.call_later(DONE_GRACE_SECONDS, self._guard, self._finish_after_terminal)
 
     def _finish_after_terminal(self) -> None:
-        assert self.relay is not None
-        self.relay.finish(BodyEnd.OPEN)
+        if self.relay is not None:
+            self.relay.finish(BodyEnd.OPEN)
 
     def failed(self, error: UpstreamError) -> None:
         """Give the attempt up: nothing of it reached the client."""
@@ -336,6 +336,9 @@ class Attempting:
     def ended(self, outcome: Outcome, code: str | None, *, is_clean: bool, can_append: bool) -> None:
         """End the client's answer and say how it went."""
         exchange = self._exchange
+        if self.is_alone:
+            self._settle(None)
+            return
         exchange.outcome = outcome_with(outcome, self._refusal, self._choice)
         exchange.error_code = code
         # The connection may serve another request by now: the client's back-pressure must not reach it.

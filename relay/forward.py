@@ -9,6 +9,7 @@ from functools import partial
 from time import monotonic
 from typing import Final, Protocol
 
+from relay.answering import outcome_with, refusal_event
 from relay.attempt import Attempting
 from relay.config.tree import Secret
 from relay.errors import Overloaded, Phase, RelayError, UpstreamError, UpstreamRefused, error_answer
@@ -83,16 +84,17 @@ class Forwarder:
     async def _run(self, work: "Work", course: Course) -> None:
         may_hedge = work.plan.route.hedge is not None and self._note_hedgeable(work)
         step: Step | None = course.start(monotonic())
-        error: RelayError | None = None
+        entrant: Entrant | None = None
         while step is not None:
             if step.wait_seconds:
                 # A client that leaves cancels this at once.
                 await asyncio.sleep(step.wait_seconds)
-            turn = await self._turns.take(work.exchange, step.choice.target, work.patience.deadline_at)
+            # A resend keeps the turn of the attempt that it replaces.
+            turn = work.turns[-1] if step.is_fresh else await self._turns.take(work.exchange, step.choice.target, work.patience.deadline_at)
             if turn is None:
                 step = course.crowded(step, monotonic())
                 if step is None:
-                    raise error or Overloaded()
+                    _end_crowded(work, course, entrant)
                 continue
             entrant = self._enter(work, course, step, turn)
             if may_hedge and (delay := self._hedge_delay(work, step.choice)) is not None:
@@ -169,20 +171,20 @@ class Forwarder:
         try:
             error = await run.run(self._upstreams, work.encode(choice, step.trial.credential), work.upload, is_fresh=step.is_fresh)
         except BaseException:
+            turn.give()
             if run.is_beaten:
                 # Another attempt has answered: this one is nobody's fault.
                 attempt.result = AttemptResult.CANCELLED
                 step.trial.close()
                 learn_beaten(self._targets, attempt, exchange.request, monotonic())
                 raise
-            if exchange.outcome is None and attempt.meter.terminal_at is not None:
+            if exchange.outcome is None and attempt.meter.terminal_at is not None and not run.is_alone:
                 # The client hung up after the terminator: it has everything.
                 exchange.outcome = Outcome.COMPLETE
             # Our own cut of the client's connection cancels as well: by then the outcome says how the attempt ended.
             self._ended(exchange, attempt, step)
             raise
         finally:
-            turn.give()
             self._running.end(run)
             self._targets.ended(choice.target)
         if error is None:
@@ -191,6 +193,8 @@ class Forwarder:
             _mark_failed(attempt, error, choice)
             if isinstance(error, UpstreamError):
                 course.failed(step, error, monotonic(), was_sent=attempt.sent_at is not None, was_reused=run.was_reused)
+        if error is None or not course.is_resending:
+            turn.give()
         learn(self._targets, attempt, exchange.request, error)
         return error
 
@@ -230,6 +234,29 @@ class Running(Protocol):
 
 
 _BROKEN: Final = frozenset({Outcome.UPSTREAM_CUT, Outcome.UPSTREAM_STALLED, Outcome.UPSTREAM_ERROR})
+
+
+def _end_crowded(work: Work, course: Course, last: Entrant | None) -> None:
+    """End an exchange that got no turn at the targets that were left: what the last attempt was refused with is its answer after all."""
+    if last is None or last.error is None:
+        raise Overloaded
+    error, exchange, kept = last.error, work.exchange, last.run.given_up
+    if not isinstance(error, UpstreamRefused) or kept is None:
+        exchange.advice = course.advice(error_answer(error).status)
+        raise error
+    head, body = kept
+    exchange.outcome = outcome_with(Outcome.COMPLETE, error, last.step.choice)
+    exchange.advice = course.advice(error.status)
+    if exchange.is_begun_early:
+        exchange.is_begun_early = False
+        exchange.error_code = error_answer(error).code
+        work.sink.cut(refusal_event(exchange.request.operation, error, body))
+        return
+    work.sink.open(exchange, head, body)
+    exchange.move(State.COMMITTED)
+    exchange.committed_at = monotonic()
+    exchange.status = head.status
+    work.sink.finish()
 
 
 def _mark_failed(attempt: Attempt, error: RelayError, choice: Choice) -> None:

@@ -16,6 +16,8 @@ class Sink(Protocol):
 
     is_paused: bool
     """Whether the client's buffers are full."""
+    is_closed: bool
+    """Whether the client's connection is gone."""
     write: Callable[[bytes], None]
 
     def open(self, exchange: Exchange, head: ResponseHead, first: bytes) -> None:

@@ -24,7 +24,7 @@ MAX_FUNCTION_LINES: Final = 50
 # Rooms, lowest first, each with the rooms it may import besides itself; the version in `relay` itself is for everybody.
 _BASE: Final = frozenset({"errors", "config", "exchange"})
 _PURE_TOP: Final = _BASE | {"wire", "policy", "providers", "dialects"}
-_CORE: Final = _PURE_TOP | {"stream", "ports", "attempt", "turns", "forward"}
+_CORE: Final = _PURE_TOP | {"stream", "ports", "tunnel", "waiting", "attempt", "turns", "forward"}
 _HALL: Final = _CORE | {"admission", "catalog", "planning", "reception", "gateway"}
 MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "__init__": frozenset(),
@@ -39,11 +39,13 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "stream": _PURE_TOP,
     "ports": _BASE | {"stream", "policy"},
     "answering": _PURE_TOP | {"stream"},
-    "attempt": _PURE_TOP | {"stream", "ports", "answering"},
+    "tunnel": frozenset({"ports"}),
+    "waiting": _BASE | {"ports"},
+    "attempt": _PURE_TOP | {"stream", "ports", "answering", "tunnel", "waiting"},
     "turns": _BASE | {"policy"},
     "heartbeat": _BASE | {"stream", "ports", "attempt"},
     "race": _PURE_TOP | {"stream", "ports", "attempt"},
-    "forward": _PURE_TOP | {"stream", "ports", "attempt", "heartbeat", "race", "turns"},
+    "forward": _PURE_TOP | {"stream", "ports", "answering", "attempt", "heartbeat", "race", "turns"},
     "catalog": _BASE | {"policy"},
     "reception": _PURE_TOP | {"stream", "ports"},
     "planning": _PURE_TOP | {"catalog"},

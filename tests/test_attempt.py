@@ -82,6 +82,7 @@ class FakeSink:
     """The client's side, written down."""
 
     is_paused = False
+    is_closed = False
 
     def __init__(self) -> None:
         self.log: list[Any] = []

@@ -79,6 +79,12 @@ class Running:
         """Count an attempt out."""
         self._runs.discard(run)
 
+    def cut_alone(self) -> None:
+        """End every attempt whose client has left."""
+        for run in list(self._runs):
+            if run.is_alone:
+                run.cut(Outcome.DRAINED, "server_shutting_down")
+
     def cut_all(self, outcome: Outcome, code: str) -> None:
         """End every attempt."""
         for run in list(self._runs):
@@ -339,7 +345,9 @@ class App:
         """Wait until nothing is in flight and every answer has left, at most `seconds`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while (self._metrics.in_flight or self._servers[0][0].has_unsent) and not is_enough():  # noqa: ASYNC110  # once in a life
+                while (self._metrics.in_flight or self._servers[0][0].has_unsent) and not is_enough():  # once in a life
+                    # Nobody waits for these.
+                    self._running.cut_alone()
                     await asyncio.sleep(0.02)
 
     async def close(self) -> None:

@@ -172,6 +172,15 @@ def _listed(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+class OnDisconnect(BaseModel):
+    """How far a stream is read on after its client has left, to learn what it used."""
+
+    model_config = STRICT
+
+    drain: Duration = Field(description="How long it is read on at most; its places and slots stay taken meanwhile.", examples=["30s"])
+    max_tokens: Count | None = setting(None, "How long its answer may become, in tokens. Left out: as it comes.", 4000)
+
+
 Targets = Annotated[list[Target], BeforeValidator(_listed)]
 
 
@@ -260,6 +269,11 @@ class Route(BaseModel):
     heartbeat: Heartbeat | None = setting(None, "Sends comments into silent streams. Left out: never.", {"after": "15s", "every": "15s"})
     timeouts: Timeouts = setting(Timeouts(), "Timeouts that differ on this route, for all its targets.", {"first_token": "45s"})
     limits: Limits = setting(Limits(), "Limits for all its callers together.", {"rpm": 600, "concurrency": 32})
+    on_disconnect: OnDisconnect | None = setting(
+        None,
+        "Reads a stream on after its client has left, to learn what it used. Left out: the upstream is cancelled at once.",
+        {"drain": "30s", "max_tokens": 4000},
+    )
     on_limit: OnLimitName = setting(
         "finish",
         "What becomes of an answer that reaches a limit of its tokens: it goes on, is kept within what is left by a lower"

@@ -13,7 +13,19 @@ from relay.config import models
 from relay.config.allowance import limits_of
 from relay.config.problems import Path, did_you_mean, shown
 from relay.config.report import Report
-from relay.config.tree import AffinityKind, FallbackCause, Heartbeat, Hedge, OnLimit, Route, Strategy, Target, Timeouts, Upstream
+from relay.config.tree import (
+    AffinityKind,
+    FallbackCause,
+    Heartbeat,
+    Hedge,
+    OnDisconnect,
+    OnLimit,
+    Route,
+    Strategy,
+    Target,
+    Timeouts,
+    Upstream,
+)
 
 _OF_EXCHANGE: Final = ("write", "total")
 _Located = tuple[Path, models.Target]
@@ -66,7 +78,9 @@ class RouteBuilder:
             retries=given.retries,
             limits=limits_of(given.limits),
             on_limit=OnLimit(given.on_limit),
-            always_asks_usage=given.usage == "always",
+            on_disconnect=_on_disconnect(given.on_disconnect),
+            # Reading on is for the usage at the end.
+            always_asks_usage=given.usage == "always" or given.on_disconnect is not None,
             hedge=None if given.hedge is None else Hedge(after=given.hedge.after, at_most=given.hedge.at_most),
             heartbeat=None if given.heartbeat is None else Heartbeat(after=given.heartbeat.after, every=given.heartbeat.every),
         )
@@ -152,6 +166,10 @@ class RouteBuilder:
     def _weight_place(self, path: Path, section: str, index: int) -> Path:
         full: Path = (*path, section, index, "weight")
         return full if full in self.report.values else (*path, index, "weight")
+
+
+def _on_disconnect(given: models.OnDisconnect | None) -> OnDisconnect | None:
+    return None if given is None else OnDisconnect(drain=given.drain, max_tokens=given.max_tokens)
 
 
 def _exchange_timeouts(given: models.Route, targets: tuple[Target, ...]) -> Timeouts:

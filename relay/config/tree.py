@@ -216,11 +216,19 @@ class OnLimit(Enum):
     """What becomes of an answer that reaches a limit of tokens."""
 
     FINISH = "finish"
-    """It goes on, and counts."""
     CLAMP = "clamp"
     """It may not be longer than what is left: its request says so."""
     STOP = "stop"
     """It ends there, with an error event."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnDisconnect:
+    """How far a stream is read on after its client has left."""
+
+    drain: float
+    max_tokens: int | None = None
+    """Of the answer, those included that the client got."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,6 +268,8 @@ class Route:
     """How often a target is asked again when no other is left, at most."""
     limits: Limits | None = None
     """For all its callers together."""
+    on_disconnect: OnDisconnect | None = None
+    """None: the upstream is cancelled at once."""
     on_limit: OnLimit = OnLimit.FINISH
     always_asks_usage: bool = False
     """Whether upstreams are asked for the usage of every stream, not only of those whose tokens are limited."""

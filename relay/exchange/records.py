@@ -360,6 +360,8 @@ class Exchange:
     """Counts that so many tokens of the answer have flowed and tells whether the limits still hold; None where none are counted."""
     answer_bound: int | None = None
     """The most tokens that each answer may have by what is left of the caller's limits; None where the request's own word stands."""
+    is_drained: bool = False
+    """Whether its answer was read on after its client had left."""
     is_begun_early: bool = False
     """Whether the client has a response head and comments of ours, and no byte of an upstream."""
     is_rewritten: str | None = None

@@ -140,6 +140,11 @@ class Course:
                 return self._entered(Step(choice=choice, trial=trial))
         return None
 
+    @property
+    def is_resending(self) -> bool:
+        """Tell whether the next step is a resend of the one before it."""
+        return self._next is not None and self._next.is_fresh
+
     def close(self) -> None:
         """Hand back what no attempt has told of."""
         for step in self._live:

@@ -39,6 +39,8 @@ class Verdict:
     """Whether the same target may be asked again, when no other is left."""
     is_final: bool = False
     """Whether asking again is useless: the account or the request, not the moment, is what is wrong."""
+    is_callers: bool = False
+    """Whether the request itself is what is wrong, even where another target may be asked."""
 
 
 def judge(error: UpstreamError, choice: Choice) -> Verdict:
@@ -123,6 +125,7 @@ def _judge_refusal(refusal: Refusal, result: AttemptResult, choice: Choice, *, s
         rest_seconds=rest,
         can_repeat=consequence.can_repeat,
         is_final=consequence.is_final,
+        is_callers=consequence.falls_back in (Fallback.ASKED, Fallback.NEVER),
     )
 
 

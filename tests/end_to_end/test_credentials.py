@@ -92,3 +92,7 @@ async def test_a_refusal_whose_message_alone_tells_falls_back_where_that_is_aske
         assert (await relay.post(CHAT, ASK)).header("x-relay-upstream") == b"second"
         refused = await relay.post(CHAT, {**ASK, "model": "strict"})
         assert (refused.status, refused.body) == (400, body)
+        second.answers(respond(400, [("Content-Type", "application/json")], body))
+        assert (await relay.post(CHAT, ASK)).body == body
+        # Another target was asked, but the request is what was wrong.
+        assert len(await relay.wait_log(outcome="rejected", count=2)) == 2

@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import RelayWith
 from tests.fakes import events
-from tests.fakes.client import RawClient
+from tests.fakes.client import RawClient, Response
 from tests.fakes.relay import RelayProcess
 from tests.fakes.scripts import error_answer, json_answer, sse
 from tests.fakes.upstream import Peer, ScriptedUpstream
@@ -218,3 +218,77 @@ async def test_under_disconnects_the_upstream_never_sees_more_than_the_limit_and
     assert (await relay.metrics()).value("relay_requests_queued", route="fast") == 0
     (load,) = (await relay.get("/admin/targets")).json()["upstreams"]  # type: ignore[index,call-overload]
     assert (load["in_flight"], load["waiting"]) == (0, 0)
+
+
+def config_with_a_narrow_second(first: ScriptedUpstream, second: ScriptedUpstream) -> dict[str, Any]:
+    told = config(first, second)
+    told["upstreams"]["second"]["limits"] = {"concurrency": 1, "queue": 4, "queue_wait": "200ms"}
+    del told["upstreams"]["first"]["limits"]
+    return told
+
+
+async def refused(status: int, upstream: ScriptedUpstream, second: ScriptedUpstream, relay: RelayProcess) -> Response:
+    """Occupy the second target, and ask for what the first refuses."""
+    gate = Gate()
+    second.answers(gate)
+    upstream.answers(error_answer(500))
+    holding = asyncio.create_task(relay.post(CHAT, ask()))
+    await second.wait_for("b")
+    upstream.answers(error_answer(status, headers=[("Retry-After", "20")]))
+    response = await relay.post(CHAT, ask())
+    gate.opened.set()
+    assert (await holding).status == 200
+    return response
+
+
+async def test_a_refusal_given_up_for_a_target_that_has_no_turn_in_time_is_the_answer_after_all(
+    upstream: ScriptedUpstream, second: ScriptedUpstream, relay_with: RelayWith
+) -> None:
+    relay = await relay_with(config_with_a_narrow_second(upstream, second))
+    response = await refused(429, upstream, second, relay)
+    assert (response.status, response.end, response.error_code) == (429, "complete", None)
+    assert b"scripted 429" in response.body
+    assert (response.header("x-relay-upstream"), response.header("x-relay-attempts")) == (b"first", b"1")
+    assert response.header("retry-after") is not None
+    (line,) = await relay.wait_log(status=429)
+    assert (line["outcome"], line["error_code"], line["attempts"]) == ("upstream_failed", None, 1)
+    metrics = await relay.settled()
+    assert metrics.value("relay_upstream_attempts_total", upstream="first", result="http_429") == 1
+    await relay.assert_identities()
+
+
+async def test_a_refusal_of_our_credential_is_not_the_answer_in_that_case_either(
+    upstream: ScriptedUpstream, second: ScriptedUpstream, relay_with: RelayWith
+) -> None:
+    relay = await relay_with(config_with_a_narrow_second(upstream, second))
+    response = await refused(401, upstream, second, relay)
+    assert (response.status, response.error_code) == (502, "upstream_auth_error")
+    assert b"scripted" not in response.raw
+
+
+async def test_a_resend_on_a_fresh_connection_keeps_its_turn(upstream: ScriptedUpstream, relay_with: RelayWith) -> None:
+    gate = Gate()
+    noticed = asyncio.Event()
+
+    async def stale_once(peer: Peer) -> None:
+        if peer.request.json()["user"] == "stale" and peer.request.number_on_connection:
+            await noticed.wait()
+            await peer.fin()
+        elif peer.request.json()["user"] == "stale":
+            await gate(peer)
+        else:
+            await json_answer(ANSWER)(peer)
+
+    upstream.answers(stale_once)
+    relay = await relay_with(config(upstream, queue=1, queue_wait="10s"))
+    assert (await relay.post(CHAT, {**ask(), "user": "warm"})).status == 200
+    stale = asyncio.create_task(relay.post(CHAT, {**ask(), "user": "stale"}))
+    await upstream.wait_for("a", 2)
+    waiting = asyncio.create_task(relay.post(CHAT, {**ask(), "user": "waiting"}))
+    await queued(relay, 1)
+    noticed.set()
+    await upstream.wait_for("a", 3)
+    gate.opened.set()
+    assert ((await stale).status, (await waiting).status) == (200, 200)
+    assert [request.json()["user"] for request in upstream.requests] == ["warm", "stale", "stale", "waiting"]
+    await relay.assert_identities()
