@@ -25,7 +25,7 @@ from relay.app.keywatch import KeyWatch
 from relay.app.listening import listen, max_connections, serve, url_of
 from relay.app.pages import Pages
 from relay.app.reloading import Read, Reloads, fixed_changes
-from relay.attempt import Attempting
+from relay.app.running import Running
 from relay.catalog import Catalog
 from relay.config.addresses import is_loopback
 from relay.config.keys import with_stored
@@ -61,34 +61,6 @@ if TYPE_CHECKING:
     from relay.telemetry.spans import Spans
 
 FAST_EXIT_SECONDS: Final = 1.0
-
-
-class Running:
-    """The attempts under way."""
-
-    __slots__ = ("_runs",)
-
-    def __init__(self) -> None:
-        self._runs: set[Attempting] = set()
-
-    def begin(self, run: Attempting) -> None:
-        """Count an attempt in."""
-        self._runs.add(run)
-
-    def end(self, run: Attempting) -> None:
-        """Count an attempt out."""
-        self._runs.discard(run)
-
-    def cut_alone(self) -> None:
-        """End every attempt whose client has left."""
-        for run in list(self._runs):
-            if run.is_alone:
-                run.cut(Outcome.DRAINED, "server_shutting_down")
-
-    def cut_all(self, outcome: Outcome, code: str) -> None:
-        """End every attempt."""
-        for run in list(self._runs):
-            run.cut(outcome, code)
 
 
 class App:
