@@ -1,7 +1,7 @@
 """The proxies that are compared: how each is configured and started, and where it listens.
 
 Each reaches the same upstream twice, plain and over TLS with the certificate checked; models that begin with `tls-` go
-the second way. The relay runs as `relay serve` runs for everybody: keys, metrics, JSON log and observer on, every
+the second way. The relay runs as `relay serve` runs for everybody: keys, limits, metrics, JSON log and observer on, every
 setting at its default. nginx has one worker, no access log and no buffering of answers.
 """
 
@@ -19,6 +19,8 @@ from bench.process import Child, free_port
 NAMES = ("relay", "nginx", "conventional", "workers", "direct")
 KEY = "sk-bench-0123456789abcdef"
 _START_SECONDS = 15.0
+_LIMITS = {"rpm": 10_000_000, "concurrency": 100_000}
+"""Kept, never reached. What limits of tokens cost on top stands in the table of `bench.limits`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +60,7 @@ def _relay(folder: Path, upstream: Upstream, workers: int = 1) -> Recipe:
             "secure": {"base_url": f"https://127.0.0.1:{upstream.secure_port}/v1", "api_key": "sk-upstream", "ca_file": upstream.ca_file},
         },
         "routes": {"tls-*": "secure/tls-*", "*": "plain/*"},
-        "keys": {"bench": {"key": KEY}},
+        "keys": {"bench": {"key": KEY, "limits": _LIMITS}},
     }
     path = folder / "relay.yaml"
     path.write_text(json.dumps(config, indent=2))  # JSON is YAML

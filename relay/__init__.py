@@ -2,8 +2,8 @@
 
 The life of a request, and the room each step happens in:
 
-1. `transport` reads the head off the client's connection and hands the request to the `gateway`. Its `reception` finds the
-   key, lets `wire.body` parse the body once, and makes a `ClientRequest`.
+1. `transport` reads the head off the client's connection and hands the request to the `gateway`. `reception` finds the key, has
+   `dialects` tell the operation by the path and `wire.body` parse the body once, and makes a `ClientRequest`.
 2. `planning` has `policy.routing` turn the model's name into an ordered plan of targets.
    `admission` measures it against the limits of its key and route, which a limiter of `stores` counts.
 3. `forward` takes the next target, and one of the `turns` there where calls are bounded; a provider (`providers`) encodes the
@@ -14,20 +14,20 @@ The life of a request, and the room each step happens in:
 5. `stream` passes the body on as it comes, a copy of it observed by `wire`; with the first meaningful event it commits:
    status and headers go to the client, and from then on no other target is tried.
 6. A failure before that is judged by `policy.verdicts` and entered where it belongs by `policy.trial`; `policy.course` says what
-   is tried next, or there is an error (`errors`) in the words of a dialect (`dialects`).
+   is tried next. When nothing is left the answer is the last upstream's own, or one that `errors` has for it.
 7. The `gateway` closes the exchange with exactly one `Outcome`. The `Summary` of it is told to `telemetry` once.
 
 `exchange` holds the records that travel, `config` builds the one frozen tree of settings, `app` puts the rooms together,
 `workers` runs several such processes behind one address, `cli` is the command line, `catalog` answers for the list of models,
-`demo` is the simulated upstream for people without an account.
+`usage` is the file of the usage ledger, `demo` is the simulated upstream for people without an account. Rooms of several modules
+say on their first page what each is for: begin with `policy` and `transport`.
 
 Who may import whom (a test checks it), lowest first:
 
     errors <- config <- exchange <- wire, policy <- providers, dialects <- stream
     stream <- answering, ports <- tunnel, waiting <- attempt, turns <- race, heartbeat <- forward
-    forward, reception, planning, admission <- gateway <- transport <- app <- workers <- cli
-    exchange <- telemetry <- app
-    policy <- stores <- app
+    catalog <- planning; forward, reception, planning, admission <- gateway <- transport <- app <- workers <- cli
+    exchange, usage <- telemetry <- app;  policy <- stores <- app;  wire <- demo <- transport
 
 From `errors` up to `stream` nothing does I/O, reads a clock or rolls a die, `config`'s loader excepted: time and chance come in
 as arguments. `ports` declares what `attempt` and `forward` need from `transport`. From the upstream's socket to the client's a

@@ -1,4 +1,4 @@
-"""The reception of one request: who calls, what is asked for, where it may go; then `forward`, and one summary.
+"""One request from its reception to its one end: received, planned, admitted, forwarded, summed up.
 
 Every path through `Gateway.serve` ends with exactly one outcome and one observation, made in one `finally` that
 waits for nothing.

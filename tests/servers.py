@@ -5,7 +5,9 @@ A program comes from PATH or from where `.ci/servers` unpacks it. Where neither 
 
 import http.client
 import json
+import os
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -38,8 +40,11 @@ def find_program(name: str) -> str:
 def running(command: Sequence[str], directory: Path, is_ready: Callable[[], bool]) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server in `directory` until the block ends; enters when `is_ready`, and fails with what it wrote when that never comes."""
     log = directory / f"{Path(command[0]).name}.log"
+    # What was unpacked finds its libraries beside it.
+    libraries = ":".join(map(str, UNPACKED.parent.glob("lib/*-linux-gnu")))
+    environ = {**os.environ, "LD_LIBRARY_PATH": libraries} if command[0].startswith(str(UNPACKED)) else None
     with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=directory, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, cwd=directory, env=environ, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
     try:
         deadline = time.monotonic() + START_SECONDS
         while not is_ready():
@@ -129,5 +134,40 @@ def running_prometheus(directory: Path, targets: Sequence[str], *, rules: str = 
         "--storage.tsdb.path=data",
         f"--web.listen-address=127.0.0.1:{server.port}",
     ]
+    with running(command, directory, lambda: server.is_ready):
+        yield server
+
+
+class RedisServer:
+    """A running redis-server, to be asked."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+    @property
+    def url(self) -> str:
+        """Its address for a configuration."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def ask(self, *command: str) -> bytes:
+        """Return the raw answer to one command; raises OSError when there is nobody."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=10) as sock:
+            sock.sendall(b"".join([b"*%d\r\n" % len(command), *(b"$%d\r\n%b\r\n" % (len(part), part.encode()) for part in command)]))
+            return sock.recv(1 << 20)
+
+    @property
+    def is_ready(self) -> bool:
+        """Tell whether it serves."""
+        try:
+            return self.ask("PING") == b"+PONG\r\n"
+        except OSError:
+            return False
+
+
+@contextmanager
+def running_redis(directory: Path, *, port: int | None = None) -> Iterator[RedisServer]:
+    """Run a Redis that keeps nothing on disk."""
+    server = RedisServer(port or free_port())
+    command = [find_program("redis-server"), "--port", str(server.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
     with running(command, directory, lambda: server.is_ready):
         yield server

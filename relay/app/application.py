@@ -75,8 +75,7 @@ class App:
         self._log = make_logger(self._writer, is_terminal=is_terminal, worker=worker)
         self._request_log = RequestLog(self._log, make_request_line(self._writer, self._log, is_terminal=is_terminal, worker=worker))
         self._libraries = LibraryLog(self._log)
-        self._config = config
-        self._bound = config
+        self._config = self._bound = config
         """What was in force when the listeners were made: a reload cannot change it."""
         self._credentials = Credentials()
         self._pools = UpstreamPools(lambda upstream, seconds: self._metrics.connected(upstream, seconds))
@@ -102,7 +101,7 @@ class App:
         self._stopping = asyncio.Event()
         self._is_hurried = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self._pages = Pages(self._metrics, self._stopping.is_set, crew)
+        self._pages = Pages(self._metrics, self._stopping.is_set, self._are_limits_degraded, crew)
         self._reloads = Reloads(reload, self._change, self._refused, self._log)
         self._key_watch = KeyWatch(self._use_keys, self._log)
 
@@ -119,6 +118,7 @@ class App:
             usage_dropped=lambda: 0 if self._usage is None else self._usage.dropped,
             shares=lambda: self._accounts.shares() if self._accounts is not None else (),
             reserved=lambda: self._accounts.reserved() if self._accounts is not None else {},
+            limits_degraded=self._are_limits_degraded,
             identities=(SLOTS_IDENTITY, TOKENS_IDENTITY),
         )
 
@@ -126,7 +126,8 @@ class App:
         """Listen; return the address to use. Raises OSError when the address cannot be had."""
         self._libraries.open()
         config = self._config = await asyncio.to_thread(self._key_watch.refreshed, self._config)
-        self._accounts = Accounts(config.state_dir or (None if self._crew is None else self._crew.directory))
+        self._accounts = Accounts(config.state_dir or (None if self._crew is None else self._crew.directory), config.redis, self._log)
+        await self._accounts.start()
         sock = listen(config.server.host, config.server.port, is_shared=self._crew is not None)
         await self._start_demo(config)
         forwarder = Forwarder(self._pools, self._running, HoldBudget(), self._targets, self._turns, random.random)
@@ -156,6 +157,9 @@ class App:
         self._checks.know(config)
         self._spawn(self._accounts.watch(lambda: self._metrics.in_flight, self._observers.violated))
         return url_of(sock)
+
+    def _are_limits_degraded(self) -> bool:
+        return self._accounts is not None and self._accounts.is_degraded
 
     async def _serve(self, sock: socket.socket, pages: dict[str, Page], gateway: Gateway | None) -> None:
         settings = self._bound.server
@@ -336,7 +340,7 @@ class App:
             task.cancel()
         self._pools.close()
         if self._accounts is not None:
-            self._accounts.close()
+            await self._accounts.close()
         if self._demo is not None:
             await self._demo.stop()
         await asyncio.sleep(0)

@@ -15,13 +15,16 @@ _JSON: Final = b"application/json"
 class Pages:
     """Answers by path."""
 
-    __slots__ = ("_crew", "_is_stopping", "_metrics")
+    __slots__ = ("_are_limits_degraded", "_crew", "_is_stopping", "_metrics")
 
-    def __init__(self, metrics: Metrics, is_stopping: Callable[[], bool], crew: Crew | None) -> None:
+    def __init__(
+        self, metrics: Metrics, is_stopping: Callable[[], bool], are_limits_degraded: Callable[[], bool], crew: Crew | None
+    ) -> None:
         """Answer for one process, or, with a `crew`, for all of it where a page speaks for all."""
         self._crew = crew
         self._metrics = metrics
         self._is_stopping = is_stopping
+        self._are_limits_degraded = are_limits_degraded
 
     def by_path(self, *, has_metrics: bool) -> dict[str, Page]:
         """Return the pages of one listener."""
@@ -38,9 +41,14 @@ class Pages:
 
     async def _ready(self, headers: Headers) -> tuple[int, bytes, bytes]:
         if self._crew is not None:
-            return await self._crew.page("/readyz", "")
+            status, content_type, body = await self._crew.page("/readyz", "")
+            if status == 200 and self._are_limits_degraded():
+                body = body.replace(b'"ready"', b'"degraded"', 1).replace(b"{", b'{"limits":"degraded",', 1)
+            return status, content_type, body
         if self._is_stopping():
             return 503, _JSON, b'{"status":"draining"}'
+        if self._are_limits_degraded():
+            return 200, _JSON, b'{"status":"degraded","limits":"degraded"}'
         return 200, _JSON, b'{"status":"ready"}'
 
     async def _scrape(self, headers: Headers) -> tuple[int, bytes, bytes]:

@@ -9,7 +9,7 @@ from relay.app.application import App
 from relay.app.listening import listen_message
 from relay.app.reloading import Read
 from relay.config.tree import Config
-from relay.stores import StateFileUnusable
+from relay.stores import RedisUnusable, StateFileUnusable
 
 
 def run(config: Config, *, reload: Read | None, announce: Callable[[str], None]) -> int:
@@ -23,7 +23,7 @@ async def _main(config: Config, reload: Read | None, announce: Callable[[str], N
     try:
         try:
             url = await app.start()
-        except StateFileUnusable as error:
+        except (RedisUnusable, StateFileUnusable) as error:
             sys.stderr.write(f"relay: {error}\n")
             return 1
         except OSError as error:

@@ -70,4 +70,6 @@ def fixed_changes(config: Config, bound: Config) -> list[str]:
         fixed.append("tracing")
     if config.state_dir != bound.state_dir:
         fixed.append("state_dir")
+    if config.redis != bound.redis:
+        fixed.append("redis")
     return fixed

@@ -1,4 +1,4 @@
-"""The attempts under way, so that a stop can end them all."""
+"""The attempts under way, for a stop that has to end them."""
 
 from relay.attempt import Attempting
 from relay.exchange import Outcome

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Final
 
 from relay import __version__
-from relay.banner import banner
 from relay.cli import keys, targets, usage
+from relay.cli.banner import banner
 from relay.cli.exits import BAD_CONFIG, FAILED, INTERRUPTED, OK, PLACES, USAGE, find_file
 from relay.cli.parsing import know_themselves
 from relay.config import Config, ConfigInvalid, discover, load, reference, schema
@@ -174,7 +174,7 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _explain(options: argparse.Namespace) -> int:
-    from relay.explain import explain  # the other commands do without the rooms it reads
+    from relay.cli.explain import explain  # the other commands do without the rooms it reads
 
     file: str | None = options.config or find_file()
     config = load(file, os.environ) if file is not None else discover(os.environ, has_ollama=False)

@@ -9,6 +9,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
+from relay.config.tree import Secret
 from relay.config.values import parse_text
 
 Listen = tuple[str, int]
@@ -54,6 +55,25 @@ def parse_base_url(value: object) -> str:
     if path.endswith(_ENDPOINTS):
         raise ValueError("leave the endpoint off: the URL ends where /chat/completions would follow, mostly in /v1")
     return f"{_origin(parts)}{path}"
+
+
+def parse_redis_url(value: object) -> Secret:
+    """Return the URL of a Redis server. It may hold a password, so no message repeats it."""
+    expected = "a URL such as redis://host:6379/0"
+    text = parse_text(value, expected)
+    scheme, colon, rest = text.partition("://")
+    if scheme not in ("redis", "rediss", "unix") or not colon or not rest:
+        raise ValueError(f"expected {expected}; rediss:// is with TLS")
+    try:
+        parts = urlsplit(text)
+        is_placed = parts.path != "" if scheme == "unix" else bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_placed = False
+    if not is_placed or " " in text:
+        raise ValueError(f"expected {expected}")
+    if scheme != "unix" and parts.path.strip("/") and not parts.path.strip("/").isdigit():
+        raise ValueError("the path of the URL is the number of a database, such as /0")
+    return Secret(text)
 
 
 def parse_proxy(value: object) -> str:

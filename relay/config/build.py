@@ -13,7 +13,7 @@ from relay.config.problems import did_you_mean, shown
 from relay.config.report import Report
 from relay.config.routes import RouteBuilder, merge_timeouts
 from relay.config.sections import Draft
-from relay.config.tree import Config, Route, Server, Slo, Timeouts, Tracing, Upstream, Usage
+from relay.config.tree import Config, Redis, Route, Server, Slo, Timeouts, Tracing, Upstream, Usage
 
 
 def build(
@@ -52,6 +52,7 @@ def build(
         usage=usage,
         prices=prices,
         state_dir=None if draft.state_dir is None else str(folder / draft.state_dir),
+        redis=_redis(draft.redis),
         default_model=draft.default_model,
         warnings=tuple(report.warnings),
         source=report.file,
@@ -90,6 +91,10 @@ def _usage(given: models.Usage | None, folder: FilePath, report: Report) -> Usag
     if not file.parent.is_dir():
         report.add(("usage", "store"), f"{file.parent} is no directory")
     return Usage(store=str(file), keep_days=given.keep_days)
+
+
+def _redis(given: models.Redis | None) -> Redis | None:
+    return None if given is None else Redis(url=given.url, replicas=given.replicas, timeout=given.timeout)
 
 
 def _check_default(draft: Draft, report: Report) -> None:

@@ -85,6 +85,7 @@ TargetName = Annotated[tuple[str, str], PlainValidator(values.parse_target), _te
 Affinity = Annotated[AffinityValue, PlainValidator(values.parse_affinity), _text(pattern="none|prefix|user|header:.+")]
 Listen = Annotated[addresses.Listen, PlainValidator(addresses.parse_listen), _text(pattern=r".+:[0-9]{1,5}")]
 BaseUrl = Annotated[str, PlainValidator(addresses.parse_base_url), _text(pattern="https?://[^?#@]+")]
+RedisUrl = Annotated[Secret, PlainValidator(addresses.parse_redis_url), _text(pattern=r"(?:rediss?|unix)://.+")]
 Proxy = Annotated[str, PlainValidator(addresses.parse_proxy), _text(pattern="http://[^/?#@]+/?")]
 Origin = Annotated[str, PlainValidator(addresses.parse_origin), _text(pattern="https?://[^/?#@*]+/?")]
 Network = Annotated[str, PlainValidator(addresses.parse_network), _text()]

@@ -48,6 +48,7 @@ from relay.config.fields import (
     or_variable,
     setting,
 )
+from relay.config.sharing import Redis as Redis
 from relay.config.telling import Metrics, Tracing
 from relay.config.tree import Affinity as AffinityValue
 from relay.config.waits import TargetTimeouts as TargetTimeouts
@@ -363,6 +364,12 @@ class Settings(BaseModel):
         "Directory where what was used of budgets survives a restart; relays of one machine that name the same one share all limits."
         " Left out: kept in memory.",
         "/var/lib/relay",
+    )
+    redis: Redis | None = setting(
+        None,
+        "Redis that counts the limits of several relays. Left out, or empty: none.",
+        "redis://redis:6379/0",
+        is_secret=True,
     )
     metrics: Metrics = setting(Metrics(), "Where metrics are served, and what they are measured against.", {"listen": "127.0.0.1:9464"})
     usage: Usage | None = setting(None, "Where to keep what was used. Left out: nowhere.", {"store": "usage.db"})

@@ -47,6 +47,7 @@ class Draft:
     usage: models.Usage | None = None
     default_model: str | None = None
     state_dir: str | None = None
+    redis: models.Redis | None = None
     has_keys: bool = False
     """Whether keys were meant, be they right or wrong."""
 
@@ -84,6 +85,8 @@ def validate(data: object, report: Report) -> Draft:
         draft.default_model = _text(data["default_model"], ("default_model",), parse_model, report)
     if "state_dir" in data:
         draft.state_dir = _text(data["state_dir"], ("state_dir",), parse_text, report)
+    if data.get("redis", "") != "":  # `redis: ${REDIS_URL:-}` is how it is left out on one machine
+        draft.redis = _model(models.Redis, data["redis"], ("redis",), report)
     _check_required(data, report)
     return draft
 

@@ -7,29 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-
-class Secret:
-    """A value that never prints: `repr` and `str` show asterisks; `reveal` is the only way to it."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: str) -> None:
-        self._value = value
-
-    def reveal(self) -> str:
-        """Return the value itself, for the one place that sends it."""
-        return self._value
-
-    def __repr__(self) -> str:
-        return "***"
-
-    __str__ = __repr__
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and other._value == self._value
-
-    def __hash__(self) -> int:
-        return hash(self._value)
+from relay.config.secret import Secret as Secret
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -364,6 +342,15 @@ class Tracing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Redis:
+    """Where `replicas` relays count their limits together; an answer after `timeout` seconds comes too late."""
+
+    url: Secret
+    replicas: int = 1
+    timeout: float = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Everything the relay was told."""
 
@@ -382,6 +369,7 @@ class Config:
     """By upstream/model; a name may end in `*`."""
     state_dir: str | None = None
     """Directory of what has to survive a restart; None keeps it in memory."""
+    redis: Redis | None = None
     default_model: str | None = None
     """What answers for requests that name no model."""
     warnings: tuple[str, ...] = ()

@@ -1,0 +1,1 @@
+"""How one kind of client speaks, one module each: which path means which operation, and what a path may hold."""

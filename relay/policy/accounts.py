@@ -103,22 +103,23 @@ class Account:
 
     def spend(self, budget: Budget, amount: int, unix_time: float) -> None:
         """Count `amount` as used, unless the budget has come to count something else meanwhile."""
-        if self.cells[_KIND] == _kind(budget):
+        if self.cells[_KIND] == kind_of(budget):
             self._turn(budget, unix_time)
             self.cells[_SPENT] += amount
 
     def _turn(self, budget: Budget, unix_time: float) -> None:
         cells = self.cells
         period = period_of(budget.period, unix_time)
-        if cells[_KIND] == _kind(budget) and period <= cells[_PERIOD]:
+        if cells[_KIND] == kind_of(budget) and period <= cells[_PERIOD]:
             if period < cells[_PERIOD] - 1:
                 # The clock had been far ahead: what was spent still counts, but the next period shall begin on time.
                 cells[_PERIOD] = period
             return
-        cells[_KIND] = _kind(budget)
+        cells[_KIND] = kind_of(budget)
         cells[_PERIOD] = period
         cells[_SPENT] = 0
 
 
-def _kind(budget: Budget) -> int:
-    return 1 + 2 * (budget.period is Period.MONTH) + budget.is_money
+def kind_of(budget: Budget | None) -> int:
+    """Return a number for what a budget counts, and over which period; 0 for none."""
+    return 0 if budget is None else 1 + 2 * (budget.period is Period.MONTH) + budget.is_money

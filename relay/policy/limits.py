@@ -122,7 +122,7 @@ def admit(accounts: Sequence[Account], demand: Demand, now: int, unix_time: floa
         demand = _lowered(accounts, demand, now, unix_time)
         worst = _worst(accounts, demand, now, unix_time)
     if worst is None:
-        return _take(accounts, demand, now)
+        return take(accounts, demand, now)
     wait, limit, refused = worst
     requests, tokens = _standings(accounts, demand.scopes, now)
     return Refusal(limit=limit, scope=refused, wait_ms=None if wait == _NEVER else int(wait), requests=requests, tokens=tokens)
@@ -198,7 +198,8 @@ def _held_of(budget: Budget | None, grant: Grant) -> int:
     return _of_budget(budget, demand.tokens + grant.extra, demand.cost + grant.extra * demand.answer_cost)
 
 
-def _take(accounts: Sequence[Account], demand: Demand, now: int) -> Grant:
+def take(accounts: Sequence[Account], demand: Demand, now: int) -> Grant:
+    """Take what `demand` asks for, whether there is room or not: somebody else has admitted it."""
     grant = Grant(demand)
     tokens, cost = demand.tokens, demand.cost
     for account, scope in zip(accounts, demand.scopes, strict=True):
@@ -294,14 +295,14 @@ def release(accounts: Sequence[Account], grant: Grant, now: int, unix_time: floa
 
 
 def used_shares(account: Account, limits: Limits, now: int, unix_time: float) -> dict[Limit, float]:
-    """Return the used share of each limit."""
+    """Return the used share of each limit that allows anything."""
     shares: dict[Limit, float] = {}
-    if limits.rpm is not None:
+    if limits.rpm:
         shares[Limit.RPM] = account.requests.total(now) / limits.rpm
-    if limits.tpm is not None:
+    if limits.tpm:
         shares[Limit.TPM] = account.tokens.total(now) / limits.tpm
-    if limits.concurrency is not None:
+    if limits.concurrency:
         shares[Limit.CONCURRENCY] = account.slots / limits.concurrency
-    if limits.budget is not None:
+    if limits.budget is not None and limits.budget.amount:
         shares[Limit.BUDGET] = 1 - account.left(limits.budget, unix_time) / limits.budget.amount
     return shares

@@ -1,12 +1,14 @@
-"""Where what was used of limits is counted: in this process alone, or in a file that the processes of one machine share."""
+"""Where what was used of limits is counted: in one process, in a file that one machine's processes share, or in Redis for many machines."""
 
 from pathlib import Path
 
 from relay.stores.host import HostTable, StateFileUnusable
 from relay.stores.ledger import SLOTS_IDENTITY, TOKENS_IDENTITY, Ledger
+from relay.stores.line import RedisUnusable
 from relay.stores.memory import MemoryTable
+from relay.stores.redis import RedisLimiter
 
-__all__ = ["SLOTS_IDENTITY", "TOKENS_IDENTITY", "Ledger", "StateFileUnusable", "open_ledger"]
+__all__ = ["SLOTS_IDENTITY", "TOKENS_IDENTITY", "Ledger", "RedisLimiter", "RedisUnusable", "StateFileUnusable", "open_ledger"]
 
 
 def open_ledger(directory: str | None) -> Ledger:

@@ -11,6 +11,7 @@ from relay.errors import Overloaded
 from relay.policy import limits
 from relay.policy.accounts import Account
 from relay.policy.limits import Demand, Grant, Refusal, Scope
+from relay.policy.shares import Use
 
 SLOTS_IDENTITY: Final = "slots_taken_are_returned_or_held"
 TOKENS_IDENTITY: Final = "tokens_reserved_are_settled_refunded_or_held"
@@ -22,6 +23,10 @@ class Stalled(Exception):
 
 class Table(Protocol):
     """Where accounts lie."""
+
+    @property
+    def is_stalled(self) -> bool:
+        """Tell whether the lock could not be had the last time."""
 
     def account(self, name: str) -> Account:
         """Return the account of a scope, a new one when there was none. Called without the lock. Raises Stalled."""
@@ -86,23 +91,45 @@ class Ledger:
 
     async def admit(self, demand: Demand) -> Grant | Refusal:
         """Take what `demand` asks for, or refuse and take nothing. Raises Overloaded while nobody can count."""
-        try:
-            accounts = [self._account(scope) for scope in demand.scopes]
-            self._enter()
-        except Stalled:
-            # To let it in uncounted would break the limit, to wait would hold up every stream of this process.
-            raise Overloaded from None
+        return self.try_take(demand)
+
+    def try_take(self, demand: Demand) -> Grant | Refusal:
+        """Do what `admit` does, which never waits here."""
+        accounts = self._enter_for(demand.scopes)
         try:
             answer = limits.admit(accounts, demand, self._now(), self._unix_time())
         finally:
             self._table.leave()
         if isinstance(answer, Grant):
-            self._live.add(answer)
-            self.taken += 1
-            # It may have been lowered.
-            self.reserved += answer.demand.tokens
-            self.held += answer.demand.tokens
+            self._begin(answer)
         return answer
+
+    def take(self, demand: Demand) -> Grant:
+        """Take what `demand` asks for, whether there is room or not: somebody else has admitted it. Raises Overloaded as `admit` does."""
+        accounts = self._enter_for(demand.scopes)
+        try:
+            grant = limits.take(accounts, demand, self._now())
+        finally:
+            self._table.leave()
+        self._begin(grant)
+        return grant
+
+    def _begin(self, grant: Grant) -> None:
+        self._live.add(grant)
+        self.taken += 1
+        self.reserved += grant.demand.tokens
+        self.held += grant.demand.tokens
+
+    def use(self, scope: Scope) -> Use:
+        """Return what was used here of the limits of `scope`. Raises Overloaded as `admit` does."""
+        budget = scope.limits.budget
+        (account,) = self._enter_for((scope,))
+        try:
+            now = self._now()
+            used = 0 if budget is None else budget.amount - account.left(budget, self._unix_time())
+            return Use(account.requests.total(now), account.tokens.total(now), account.slots, used)
+        finally:
+            self._table.leave()
 
     def debit(self, grant: Grant, tokens: int) -> bool:
         """Count that `tokens` have flowed in all; tell whether every limit of tokens still holds."""
@@ -129,6 +156,20 @@ class Ledger:
         if self._end(grant, 0):
             accounts = self._of(grant)
             self._change(lambda: limits.release(accounts, grant, self._now(), self._unix_time()))
+
+    @property
+    def is_stalled(self) -> bool:
+        """Tell whether nobody can count, because a process that was counting does not go on."""
+        return self._table.is_stalled
+
+    def _enter_for(self, scopes: Iterable[Scope]) -> list[Account]:
+        try:
+            accounts = [self._account(scope) for scope in scopes]
+            self._enter()
+        except Stalled:
+            # To let a request in uncounted would break the limit, to wait would hold up every stream of this process.
+            raise Overloaded from None
+        return accounts
 
     def _enter(self) -> None:
         self._table.enter()

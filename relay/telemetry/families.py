@@ -200,6 +200,11 @@ VIOLATIONS: Final = Family(
     labels=("invariant",),
 )
 LOOP_LAG: Final = Family(name="relay_event_loop_lag_seconds", help="How late a 100 ms timer of the event loop ran.", buckets=LAGS)
+LIMITER_DEGRADED: Final = Family(
+    name="relay_limiter_degraded",
+    help="Whether limits are counted by this relay alone because Redis is away: 1 or 0. Always 0 without Redis.",
+    merge=Merge.MAX,
+)
 RELOAD_SUCCESSFUL: Final = Family(
     name="relay_config_last_reload_successful", help="Whether the last configuration load succeeded.", merge=Merge.MAX
 )

@@ -46,6 +46,7 @@ class Metrics:
         "_gone",
         "_has_prices",
         "_keys",
+        "_limits_degraded",
         "_observations",
         "_open",
         "_process",
@@ -78,10 +79,11 @@ class Metrics:
         usage_dropped: Callable[[], int] = lambda: 0,
         shares: Callable[[], Iterable[tuple[str, str, float]]] = list,
         reserved: Callable[[], Mapping[str, int]] = dict,
+        limits_degraded: Callable[[], bool] = lambda: False,
         identities: Sequence[str] = (),
     ) -> None:
         """Count for `config`. Asked at each scrape: `connections`, `dropped` (log lines), `standings` (targets and their states),
-        `credentials`, `queued` by route, `shares` (key, limit, used part), `reserved` (tokens by key). `identities` may be `violated`.
+        `credentials`, `queued` by route, `shares` (key, limit, used part), `reserved` (tokens by key). `identities` may be violated.
         """
         self.registry = registry = Registry(
             f.all_families(), bounds={f.TIME_TO_FIRST_TOKEN: config.metrics.slo.ttft}, cap=config.metrics.label_values
@@ -95,8 +97,7 @@ class Metrics:
         self._dropped = dropped
         self._standings = standings
         self._credentials = credentials
-        self._shares = shares
-        self._reserved = reserved
+        self._shares, self._reserved, self._limits_degraded = shares, reserved, limits_degraded
         self._standings_seen: dict[str, str] = {}
         self._targets: dict[str, list[tuple[str, str]]] = {}
         """Route and upstream of each place a target has, by the target's name."""
@@ -327,6 +328,7 @@ class Metrics:
 
     def _refresh_limits(self) -> None:
         """Tell how the limits stand; of keys that share a label the one nearest to its limit."""
+        self.registry.number(f.LIMITER_DEGRADED).set(1 if self._limits_degraded() else 0)
         fold = partial(self.registry.fold, "key", is_observation=False)
         shares: dict[tuple[str, str], float] = {}
         for key, limit, share in self._shares():

@@ -241,7 +241,7 @@ class Supervisor:
         self._reloads.ask()
 
     async def _change(self, read: Config) -> None:
-        config = replace(self._placed(read), state_dir=self._bound.state_dir, usage=self._bound.usage)
+        config = replace(self._placed(read), state_dir=self._bound.state_dir, redis=self._bound.redis, usage=self._bound.usage)
         crew = [(child, child.channel) for child in self._children if child.is_ready and child.channel is not None]
         prepare = Prepare(self.generation + 1, pickle.dumps(config))
         answers = await asyncio.gather(*(channel.ask(prepare, PREPARE_SECONDS) for _, channel in crew), return_exceptions=True)

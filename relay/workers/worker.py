@@ -19,7 +19,7 @@ from relay.config.tree import Config
 from relay.errors import ClientError, Overloaded
 from relay.planning import Snapshot
 from relay.policy.owners import Owner
-from relay.stores import StateFileUnusable
+from relay.stores import RedisUnusable, StateFileUnusable
 from relay.workers.channel import Channel
 from relay.workers.messages import (
     HEAD_BYTES,
@@ -108,7 +108,7 @@ class Worker:
                 await app.start()
                 for name, seconds in self._rests.items():
                     self._report(Order(target=name, seconds=seconds))
-            except StateFileUnusable as error:
+            except (RedisUnusable, StateFileUnusable) as error:
                 sys.stderr.write(f"relay: {error}\n")
                 return 1
             except OSError as error:

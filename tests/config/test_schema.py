@@ -160,4 +160,12 @@ def test_every_credential_is_marked_as_one() -> None:
         for name, field in model.model_fields.items()
         if "writeOnly" in str(field.json_schema_extra)
     }
-    assert marked == {("Upstream", "api_key"), ("Upstream", "api_keys"), ("Key", "key"), ("Key", "hash"), ("PreviousHash", "hash")}
+    assert marked == {
+        ("Upstream", "api_key"),
+        ("Upstream", "api_keys"),
+        ("Key", "key"),
+        ("Key", "hash"),
+        ("PreviousHash", "hash"),
+        ("Settings", "redis"),
+        ("Redis", "url"),
+    }

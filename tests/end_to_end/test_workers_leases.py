@@ -1,16 +1,18 @@
 """Slots are leases: what a killed worker held is free again within a second or so, and nothing else is."""
 
 import asyncio
+import fcntl
 import os
 import signal
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 from tests.conftest import RelayWith
 from tests.end_to_end.test_workers import CHAT, WITHIN, crew, gated, worker_of
 from tests.fakes.client import RawClient
-from tests.fakes.relay import RelayProcess
+from tests.fakes.relay import RelayProcess, config_for
 from tests.fakes.upstream import ScriptedUpstream
 
 KEY = "sk-leases-0123456789abcdef"
@@ -68,3 +70,29 @@ async def test_slots_of_a_killed_worker_with_50_streams_come_back_within_the_lea
     metrics = await relay.settled()
     assert metrics.value("relay_key_limit_used_ratio", key="many", limit="concurrency") == 0
     assert not metrics.nonzero("relay_invariant_violations_total")
+
+
+async def test_a_stopped_process_that_has_the_lock_of_the_limits_delays_no_stream_and_is_told(
+    relay_with: RelayWith, upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    gate = asyncio.Event()
+    upstream.route("gated", gated(gate))
+    config = config_for(upstream, state_dir=str(tmp_path / "state"), keys={"many": {"key": KEY, "limits": {"concurrency": 2}}})
+    relay = await relay_with(config)
+    client = await opened(relay)
+    assert client is not None
+    with (tmp_path / "state" / "limits").open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        refused = await relay.post(CHAT, {"model": "gated"}, (("Authorization", f"Bearer {KEY}"),))
+        assert (refused.status, refused.header("retry-after")) == (503, b"1")
+        gate.set()
+        assert (await client.read_response(within=WITHIN)).end == "complete"
+        await relay.wait_log("limits", result="stalled", within=WITHIN)
+        assert (await relay.get("/readyz")).json()["limits"] == "degraded"
+        assert (await relay.metrics()).value("relay_limiter_degraded") == 1
+    await relay.wait_log("limits", result="shared", within=WITHIN)
+    metrics = await relay.settled()
+    assert metrics.value("relay_key_limit_used_ratio", key="many", limit="concurrency") == 0
+    assert metrics.value("relay_limiter_degraded") == 0
+    assert not metrics.nonzero("relay_invariant_violations_total")
+    await client.close()

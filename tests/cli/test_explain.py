@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from relay.cli.explain import Explanation, explain
 from relay.config import Config, load
-from relay.explain import Explanation, explain
 
 NOW = 1_800_000_000.0
 SECRET = "sk-CANARY-4f7a9c2e81d6"
@@ -195,7 +195,7 @@ def test_no_secret_is_told(config: Config) -> None:
 
 def test_shipped_example_can_be_explained_route_by_route() -> None:
     environ = {"OPENAI_API_KEY": "k", "DASHSCOPE_API_KEY": "k", "ALICE_KEY_HASH": "sha256:" + "ab" * 32}
-    shipped = load(str(Path(__file__).parent.parent / "config/relay.example.yaml"), environ)
+    shipped = load(str(Path(__file__).parent.parent.parent / "config/relay.example.yaml"), environ)
     for name in shipped.routes:
         found = told(shipped, name.replace("*", "some"))
         assert (found.refusal, found.route) == (None, name)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.banner import banner, example_model
+from relay.cli.banner import banner, example_model
 from relay.config import Config, discover, load
 from relay.config.vendors import VENDORS
 from relay.policy.routing import Router

@@ -1,0 +1,263 @@
+"""Limits of several relays on one Redis: exact while it is there, in parts while it is away, and nobody waits for it."""
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+
+from tests.conftest import RelayWith
+from tests.end_to_end.test_limits import ALICE, ANSWER, AT_ONCE, CHAT, USED, Gate, ask, code_of, config
+from tests.fakes.client import RawClient
+from tests.fakes.events import content, role
+from tests.fakes.redis import Fault, RedisFront
+from tests.fakes.relay import RelayProcess
+from tests.fakes.scripts import EVENT_STREAM, body, json_answer
+from tests.fakes.upstream import ScriptedUpstream
+from tests.servers import RedisServer, running_redis
+
+PATIENT = "5s"
+"""Where nothing is to fail, a machine that is busy shall not look like an outage."""
+LEASE_SECONDS = 10.0
+WITHIN = 20.0
+
+
+@pytest.fixture(scope="module")
+def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with running_redis(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def redis(shared_redis: RedisServer) -> RedisServer:
+    shared_redis.ask("FLUSHALL")
+    return shared_redis
+
+
+@pytest.fixture
+async def front(redis: RedisServer) -> AsyncIterator[RedisFront]:
+    async with RedisFront(redis.port) as front:
+        yield front
+
+
+async def two(relay_with: RelayWith, upstream: ScriptedUpstream, redis: RedisServer, **limits: Any) -> list[RelayProcess]:
+    settings = {"url": redis.url, "replicas": 2, "timeout": PATIENT}
+    return [await relay_with(config(upstream, limits=limits, redis=settings)) for _ in range(2)]
+
+
+async def until_degraded(relay: RelayProcess, *, is_degraded: bool) -> None:
+    deadline = time.monotonic() + WITHIN
+    while (await relay.metrics()).value("relay_limiter_degraded") != is_degraded:
+        assert time.monotonic() < deadline, relay.stderr()
+        await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("round_", [*range(3), *(pytest.param(number, marks=pytest.mark.slow) for number in range(3, 20))])
+async def test_of_400_at_two_relays_exactly_100_are_let_in(
+    relay_with: RelayWith, upstream: ScriptedUpstream, redis: RedisServer, round_: int
+) -> None:
+    upstream.answers(json_answer(ANSWER | USED))
+    relays = await two(relay_with, upstream, redis, rpm=100)
+    answers = await asyncio.gather(*(ask(relays[number % 2]) for number in range(AT_ONCE)))
+    assert Counter(answer.status for answer in answers) == {200: 100, 429: AT_ONCE - 100}
+    assert len(upstream.requests) == 100
+    assert {code_of(answer) for answer in answers if answer.status == 429} == {"rate_limit_rpm"}
+    for relay in relays:
+        await relay.settled()
+        await relay.assert_identities()
+        assert (await relay.metrics()).value("relay_limiter_degraded") == 0
+
+
+@pytest.mark.parametrize("round_", [*range(3), *(pytest.param(number, marks=pytest.mark.slow) for number in range(3, 20))])
+async def test_no_more_than_allowed_run_at_once_at_two_relays(
+    relay_with: RelayWith, upstream: ScriptedUpstream, redis: RedisServer, round_: int
+) -> None:
+    gate = Gate()
+    upstream.answers(gate.script)
+    relays = await two(relay_with, upstream, redis, concurrency=10)
+    asked = [asyncio.create_task(ask(relays[number % 2])) for number in range(60)]
+    await gate.until(10)
+    while sum(task.done() for task in asked) < 50:
+        await asyncio.wait([task for task in asked if not task.done()], return_when=asyncio.FIRST_COMPLETED, timeout=WITHIN)
+    gate.open()
+    answers = await asyncio.gather(*asked)
+    assert Counter(answer.status for answer in answers) == {200: 10, 429: 50}
+    assert gate.most == 10
+    for relay in relays:
+        await relay.settled()
+    assert [(await ask(relay)).status for relay in relays] == [200, 200], "the slots are back"
+
+
+async def test_what_was_used_at_one_relay_is_missing_at_the_other(
+    relay_with: RelayWith, upstream: ScriptedUpstream, redis: RedisServer
+) -> None:
+    upstream.answers(json_answer(ANSWER | USED))
+    first, second = await two(relay_with, upstream, redis, tpm=1000, budget="60 tokens/day")
+    assert (await ask(first, max_tokens=25)).status == 200
+    await first.settled()
+    answer = await ask(second, max_tokens=5)
+    assert answer.status == 200
+    told = {name.lower(): value for name, value in answer.headers}
+    assert 900 < int(told[b"x-ratelimit-remaining-tokens"]) < 960, "30 were used there, and some are reserved here"
+    await second.settled()
+    assert code_of(await ask(first, max_tokens=25)) == "budget_exhausted", "30 and 30 were used of 60"
+    await first.stop()
+    third = await relay_with(config(upstream, limits={"budget": "60 tokens/day"}, redis=redis.url))
+    assert code_of(await ask(third, max_tokens=1)) == "budget_exhausted", "a relay that comes later knows it too"
+
+
+async def test_slots_of_a_killed_relay_come_back_with_their_lease(
+    relay_with: RelayWith, upstream: ScriptedUpstream, redis: RedisServer
+) -> None:
+    upstream.answers(body([role(), content("a")], headers=EVENT_STREAM, end="hang"))
+    first, second = await two(relay_with, upstream, redis, concurrency=2)
+    clients = []
+    for _ in range(2):
+        client = await RawClient.open(first.port)
+        asked = json.dumps({**CHAT, "stream": True}).encode()
+        await client.request("POST", "/v1/chat/completions", [*ALICE, ("Content-Type", "application/json")], asked)
+        await client.read_head()
+        clients.append(client)
+    upstream.answers(json_answer(ANSWER))
+    assert code_of(await ask(second)) == "concurrency_limited"
+    first.kill()
+    killed_at = time.monotonic()
+    while (await ask(second)).status != 200:
+        assert time.monotonic() - killed_at < LEASE_SECONDS + WITHIN
+        await asyncio.sleep(0.1)
+    for client in clients:
+        await client.close()
+
+
+@pytest.mark.slow
+async def test_a_stream_longer_than_its_lease_keeps_its_slot(relay_with: RelayWith, upstream: ScriptedUpstream, redis: RedisServer) -> None:
+    upstream.answers(body([role(), content("a")], headers=EVENT_STREAM, end="hang"))
+    first, second = await two(relay_with, upstream, redis, concurrency=1)
+    client = await RawClient.open(first.port)
+    asked = json.dumps({**CHAT, "stream": True}).encode()
+    await client.request("POST", "/v1/chat/completions", [*ALICE, ("Content-Type", "application/json")], asked)
+    await client.read_head()
+    await asyncio.sleep(LEASE_SECONDS + 2)
+    assert code_of(await ask(second)) == "concurrency_limited"
+    await client.close()
+    await first.settled()
+
+
+async def test_settlements_of_a_relay_that_stops_arrive(relay_with: RelayWith, upstream: ScriptedUpstream, redis: RedisServer) -> None:
+    gate = Gate()
+    upstream.answers(gate.script)
+    first, second = await two(relay_with, upstream, redis, concurrency=5, budget="1k tokens/day")
+    asked = [asyncio.create_task(ask(first, max_tokens=100)) for _ in range(5)]
+    await gate.until(5)
+    stopping = asyncio.create_task(first.stop())
+    gate.open()
+    assert Counter(answer.status for answer in await asyncio.gather(*asked)) == {200: 5}
+    await stopping
+    assert b"150" in redis.ask("EVAL", "return redis.call('GET', redis.call('KEYS', '*:b:*')[1])", "0")
+    assert (await ask(second)).status == 200, "no slot waits for its lease"
+
+
+FAULTS = [fault for fault in Fault if fault is not Fault.NONE]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=[fault.value for fault in FAULTS])
+async def test_an_outage_costs_a_moment_and_lets_no_more_through(
+    relay_with: RelayWith, upstream: ScriptedUpstream, front: RedisFront, fault: Fault
+) -> None:
+    stream = body([role(), content("a")], headers=EVENT_STREAM, end="hang")
+    upstream.answers(stream)
+    relay = await relay_with(config(upstream, limits={"rpm": 20}, redis={"url": front.url, "replicas": 1}), is_quiet=False)
+    await until_degraded(relay, is_degraded=False)
+    client = await RawClient.open(relay.port)
+    asked = json.dumps({**CHAT, "stream": True}).encode()
+    await client.request("POST", "/v1/chat/completions", [*ALICE, ("Content-Type", "application/json")], asked)
+    await client.read_head()
+    upstream.answers(json_answer(ANSWER))
+    assert (await ask(relay)).status == 200
+
+    await front.set(fault)
+    slow = 0
+    for _ in range(12):
+        started = time.monotonic()
+        assert (await ask(relay)).status == 200
+        slow += time.monotonic() - started > 0.6
+    assert slow <= 5, "one answer may be late, ten times 50 ms at the most"
+    await until_degraded(relay, is_degraded=True)
+    ready = await relay.get("/readyz")
+    assert (ready.status, json.loads(ready.body)["status"]) == (200, "degraded")
+
+    await front.set(Fault.NONE)
+    await until_degraded(relay, is_degraded=False)
+    assert json.loads((await relay.get("/readyz")).body)["status"] == "ready"
+    answers = [await ask(relay) for _ in range(10)]
+    assert Counter(answer.status for answer in answers) == {200: 6, 429: 4}, "14 of 20 were let in before, and Redis was told"
+    changes = [line["result"] for line in relay.logs("limits")]
+    assert changes[-2:] == ["degraded", "shared"], "one line for each change"
+    await client.close()
+    await relay.settled()
+    await relay.assert_identities()
+
+
+async def test_two_relays_cut_off_share_what_is_left(relay_with: RelayWith, upstream: ScriptedUpstream, front: RedisFront) -> None:
+    upstream.answers(json_answer(ANSWER))
+    settings = {"url": front.url, "replicas": 2, "timeout": PATIENT}
+    relays = [await relay_with(config(upstream, limits={"rpm": 40}, redis=settings)) for _ in range(2)]
+    for _ in range(24):
+        assert (await ask(relays[0])).status == 200
+    assert (await ask(relays[1])).status == 200
+    assert (await ask(relays[0])).status == 200
+    await front.set(Fault.REFUSED)
+    for relay in relays:
+        await until_degraded(relay, is_degraded=True)
+    answers = await asyncio.gather(*(ask(relays[number % 2]) for number in range(80)))
+    admitted = sum(answer.status == 200 for answer in answers)
+    assert 26 + admitted <= 40
+    assert admitted >= 7, "each has its half of what was left, where its half of all is not used up"
+    await front.set(Fault.NONE)
+    for relay in relays:
+        await until_degraded(relay, is_degraded=False)
+    answers = await asyncio.gather(*(ask(relays[number % 2]) for number in range(80)))
+    assert 26 + admitted + sum(answer.status == 200 for answer in answers) == 40, "what was admitted meanwhile counts"
+
+
+async def test_a_relay_starts_without_redis_and_counts_alone(relay_with: RelayWith, upstream: ScriptedUpstream, front: RedisFront) -> None:
+    upstream.answers(json_answer(ANSWER))
+    await front.set(Fault.REFUSED)
+    relay = await relay_with(config(upstream, limits={"rpm": 10}, redis={"url": front.url, "replicas": 2}), is_quiet=False)
+    answers = [await ask(relay) for _ in range(8)]
+    assert Counter(answer.status for answer in answers) == {200: 5, 429: 3}
+    assert (await relay.metrics()).value("relay_limiter_degraded") == 1
+    await front.set(Fault.NONE)
+    await until_degraded(relay, is_degraded=False)
+
+
+async def test_scripts_that_the_server_forgot_are_sent_again(relay_with: RelayWith, upstream: ScriptedUpstream, redis: RedisServer) -> None:
+    upstream.answers(json_answer(ANSWER))
+    relay = (await two(relay_with, upstream, redis, rpm=10))[0]
+    assert (await ask(relay)).status == 200
+    redis.ask("SCRIPT", "FLUSH")
+    answers = await asyncio.gather(*(ask(relay) for _ in range(12)))
+    assert Counter(answer.status for answer in answers) == {200: 9, 429: 3}
+    assert (await relay.metrics()).value("relay_limiter_degraded") == 0
+
+
+async def test_the_password_of_redis_is_told_nobody(relay_with: RelayWith, upstream: ScriptedUpstream) -> None:
+    upstream.answers(json_answer(ANSWER))
+    url = "redis://someone:made-up-password@127.0.0.1:1/0"
+    relay = await relay_with(config(upstream, limits={"rpm": 10}, redis=url), is_quiet=False)
+    assert (await ask(relay)).status == 200
+    assert "made-up-password" not in relay.stderr()
+    assert b"made-up-password" not in (await relay.get("/readyz")).body
+
+
+async def test_every_key_of_redis_expires(relay_with: RelayWith, upstream: ScriptedUpstream, redis: RedisServer) -> None:
+    upstream.answers(json_answer(ANSWER | USED))
+    relay = (await two(relay_with, upstream, redis, rpm=10, tpm=1000, concurrency=2, budget="1k tokens/month"))[0]
+    assert (await ask(relay, max_tokens=10)).status == 200
+    await relay.settled()
+    script = "local n = 0 for _, k in ipairs(redis.call('KEYS', '*')) do if redis.call('TTL', k) < 0 then n = n + 1 end end return n"
+    assert redis.ask("EVAL", script, "0") == b":0\r\n"
+    assert b"{relay}:alice:r" in redis.ask("KEYS", "*")
