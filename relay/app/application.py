@@ -115,6 +115,7 @@ class App:
             queued=lambda: self._turns.queued,
             standings=lambda: [(target.name, target.health.value) for target in self._targets.standings(monotonic())],
             credentials=lambda: self._targets.credentials(monotonic()),
+            spans_dropped=lambda: 0 if self._spans is None else self._spans.dropped,
             usage_dropped=lambda: 0 if self._usage is None else self._usage.dropped,
             shares=lambda: self._accounts.shares() if self._accounts is not None else (),
             reserved=lambda: self._accounts.reserved() if self._accounts is not None else {},
@@ -141,7 +142,7 @@ class App:
             credential=self._credentials.current,
             make_id=lambda: secrets.token_hex(16),
             lateness=self._lateness.between,
-            is_recording=self._spans is not None,
+            sample=0.0 if self._spans is None else config.tracing.sample,
             siblings=self._crew,
         )
         has_own = config.metrics.host is not None
