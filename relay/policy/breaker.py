@@ -107,6 +107,8 @@ class Breaker:
 
     def may_try(self, now: float) -> bool:
         """Tell whether `begin` would give a permit."""
+        if self._until is None:
+            return True
         match self.health(now):
             case Health.HEALTHY:
                 return True

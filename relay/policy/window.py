@@ -38,7 +38,8 @@ class Window:
 
     def add_first(self, now: float) -> None:
         """Count one of the first kind."""
-        self.advance(now)
+        if now >= self._newest + 1:
+            self.advance(now)
         self._first[self._newest % self._size] += 1
         self.first += 1
 
