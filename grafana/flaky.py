@@ -15,6 +15,8 @@ OUTAGE_SECONDS: Final = 25.0
 """At the start of every period; long enough for its target to rest and to be probed."""
 FLOOD_EVENTS: Final = 400
 FLOOD_TEXT: Final = "x" * 16_000
+ANSWERS_OF_CONNECTION: Final = 2
+"""After so many a kept connection dies with the next request."""
 ANSWER: Final = "This answer comes from a made-up upstream that fails now and then, so that there is something to see."
 UNREADABLE: Final = b"data: {not json\n\n"
 TOKEN_SECONDS: Final = 0.02
@@ -60,7 +62,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Answer a chat completion, in one way or another."""
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         number = self.server.next_number()
-        if self._answered and number % 4 == 0:
+        if self._answered == ANSWERS_OF_CONNECTION:
             self.close_connection = True  # as if it had died while it was idle
         elif self.path.startswith("/steady/"):
             self._stream([_delta(FLOOD_TEXT), UNREADABLE, *[_delta(FLOOD_TEXT)] * FLOOD_EVENTS], pause=0)

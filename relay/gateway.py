@@ -93,10 +93,11 @@ class Gateway:
         make_id: Callable[[], str],
         chance: Callable[[], float] = lambda: 0.5,
         lateness: Lateness = lambda start, end: 0.0,
-        is_recording: bool = False,
+        sample: float = 0.0,
         siblings: Siblings | None = None,
     ) -> None:
-        """Order targets by what is known of `targets`; `chance` gives numbers in [0, 1), `lateness` tells how late the loop was.
+        """Order targets by what is known of `targets`; `chance` gives numbers in [0, 1), `lateness` tells how late the loop was,
+        `sample` which share of traces that begin here is recorded.
 
         `siblings` are the other processes of this relay, if there are any.
         """
@@ -109,7 +110,7 @@ class Gateway:
         self._chance = chance
         self._credential = credential
         self._lateness = lateness
-        self._reception = Reception(make_id, is_recording=is_recording)
+        self._reception = Reception(make_id, sample=sample)
         self._planner = Planner(targets, chance, siblings)
 
     async def serve(self, arrival: Arrival, client: Client) -> None:

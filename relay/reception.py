@@ -48,11 +48,11 @@ class Arrival(Protocol):
 class Reception:
     """Turns arrivals into requests."""
 
-    __slots__ = ("_guesses", "_is_recording", "_make_id")
+    __slots__ = ("_guesses", "_make_id", "_sample")
 
-    def __init__(self, make_id: Callable[[], str], *, is_recording: bool = False) -> None:
-        """Give requests ids of `make_id`; `is_recording` tells whether traces that begin here are recorded."""
-        self._is_recording = is_recording
+    def __init__(self, make_id: Callable[[], str], *, sample: float = 0.0) -> None:
+        """Give requests ids of `make_id`; of the traces that begin here a share of `sample` is recorded."""
+        self._sample = sample
         self._guesses = Guesses()
         self._make_id = make_id
 
@@ -120,7 +120,7 @@ class Reception:
             model=model,
             key=key,
             is_stream=body is not None and body.stream,
-            trace=read_trace(arrival.headers, request_id, is_recording=self._is_recording),
+            trace=read_trace(arrival.headers, request_id, sample=self._sample),
         )
 
     def unread(self, arrival: Arrival, key: Key | None, begun_at: float) -> Exchange:

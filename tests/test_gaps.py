@@ -94,3 +94,8 @@ def test_comments_do_not_break_a_silence() -> None:
 def test_an_endless_stream_of_stalls_is_bounded() -> None:
     meter = relayed(*((2.0 * number, content("x")) for number in range(1, MAX_KEPT + 100)))
     assert len(meter.silences) == MAX_KEPT
+
+
+def test_a_client_that_is_slow_to_take_the_end_is_not_to_blame_for_silence_before_it() -> None:
+    gaps = split_gaps((10.0, 20.0), [], [(8.0, 11.0), (19.0, 40.0)], 24.5, NEVER)
+    assert (gaps.client, gaps.upstream) == (2.5, 7.5), "a second at the beginning, one at the end, and half of one in short pauses"

@@ -22,6 +22,7 @@ from relay import __version__
 from relay.cli import keys, targets, usage
 from relay.cli.banner import banner
 from relay.cli.exits import BAD_CONFIG, FAILED, INTERRUPTED, OK, PLACES, USAGE, find_file
+from relay.cli.extras import has_sdk
 from relay.cli.parsing import know_themselves
 from relay.config import Config, ConfigInvalid, discover, load, reference, schema
 from relay.config.tree import Slo
@@ -147,6 +148,9 @@ def _serve(options: argparse.Namespace) -> int:
         config = discover(os.environ, has_ollama=_has_ollama(), listen=listen)
 
     if config.usage is not None and not usage.can_write(config.usage.store):
+        return FAILED
+    if config.tracing.is_wanted and not has_sdk():
+        print("relay: tracing.otlp needs the extra otel: pip install 'relay[otel]'", file=sys.stderr)
         return FAILED
     if config.server.workers == 1:
         from relay.app import run  # half of the start-up time: only what serves pays for it

@@ -48,7 +48,7 @@ def build(
         keys=keys,
         key_store=key_store,
         metrics=replace(place_metrics(draft.metrics.listen, listen), slo=_slo(draft.metrics.slo), label_values=draft.metrics.label_values),
-        tracing=Tracing(otlp=draft.tracing.otlp or environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None),
+        tracing=_tracing(draft.tracing, environ),
         usage=usage,
         prices=prices,
         state_dir=None if draft.state_dir is None else str(folder / draft.state_dir),
@@ -72,6 +72,11 @@ def _server(given: models.Server, host: str, port: int) -> Server:
         drain=given.drain,
         workers=given.workers,
     )
+
+
+def _tracing(given: telling.Tracing, environ: Mapping[str, str]) -> Tracing:
+    otlp = given.otlp or environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None
+    return Tracing(otlp=otlp, sample=given.sample, is_wanted=given.otlp is not None)
 
 
 def _slo(given: telling.Slo) -> Slo:

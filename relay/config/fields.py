@@ -58,6 +58,7 @@ HedgeAfter = Annotated[float | None, PlainValidator(values.parse_hedge_after), _
 HedgeShare = Annotated[float, PlainValidator(values.parse_hedge_share), _text(pattern=r"[0-9]+(?:\.[0-9]+)?%")]
 FirstContent = Annotated[float, PlainValidator(values.parse_first_content), _text(pattern=DURATION)]
 Availability = Annotated[float, PlainValidator(values.parse_availability), _text(pattern=r"[0-9]+(?:\.[0-9]+)?%")]
+Sample = Annotated[float, PlainValidator(values.parse_sample), _text(pattern=r"[0-9]+(?:\.[0-9]+)?%")]
 Size = Annotated[int, PlainValidator(values.parse_size), _number(r"[0-9]+(?:B|kB|KB|MB|GB|KiB|MiB|GiB)?")]
 Count = Annotated[int, PlainValidator(values.parse_count), _number(r"[0-9]+[kM]?")]
 Places = Annotated[int, PlainValidator(values.parse_places), _number(r"[0-9]+", minimum=0)]

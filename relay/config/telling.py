@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel
 
-from relay.config.fields import STRICT, Availability, BaseUrl, Count, FirstContent, Listen, setting
+from relay.config.fields import STRICT, Availability, BaseUrl, Count, FirstContent, Listen, Sample, setting
 
 
 class Slo(BaseModel):
@@ -35,4 +35,7 @@ class Tracing(BaseModel):
 
     otlp: BaseUrl | None = setting(
         None, "Address of an OTLP/HTTP collector. Left out: what OTEL_EXPORTER_OTLP_ENDPOINT says, else nowhere.", "http://127.0.0.1:4318"
+    )
+    sample: Sample = setting(
+        1.0, "Share of requests that are recorded, of those whose caller has not decided it in a traceparent.", "10%", shown="100%"
     )

@@ -338,6 +338,10 @@ class Tracing:
 
     otlp: str | None = None
     """An OTLP/HTTP collector's address, without /v1/traces; None for nowhere."""
+    sample: float = 1.0
+    """The share that is recorded of the traces that begin here."""
+    is_wanted: bool = False
+    """Whether the file itself asks for spans: what is missing for them is an error then, and a warning where only the environment does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -119,6 +119,15 @@ def parse_availability(value: object) -> float:
     return round(float(found[1]) / 100, 8)
 
 
+def parse_sample(value: object) -> float:
+    """Return a part of one, none and all included."""
+    expected = "a percentage from 0% to 100%, such as 10%"
+    found = _PERCENTAGE.fullmatch(parse_text(value, expected))
+    if found is None or float(found[1]) > 100:
+        raise ValueError(f"expected {expected}")
+    return float(found[1]) / 100
+
+
 def parse_size(value: object) -> int:
     """Return bytes, more than zero."""
     expected = "a size such as 512KiB, 32MiB or 256MB"

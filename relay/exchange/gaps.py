@@ -45,7 +45,9 @@ def split_gaps(span: Span, silences: Iterable[Span], pauses: list[Span], paused_
     """Split the silence of a stream that went on for `span`; `paused_seconds` also has the pauses too short to be in `pauses`."""
     start, end = span
     total = max(end - start, 0.0)
-    client = min(paused_seconds, total)
+    # A client that is slow to take the end of the stream, or its beginning, makes nobody wait in between.
+    outside = sum(resumed - paused - max(min(end, resumed) - max(start, paused), 0.0) for paused, resumed in pauses)
+    client = min(max(paused_seconds - outside, 0.0), total)
     relay = min(lateness(start, end), total - client)
     stalls = tuple(_blame(silence, pauses, lateness) for silence in silences)
     return Gaps(upstream=total - client - relay, relay=relay, client=client, stalls=stalls)

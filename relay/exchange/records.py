@@ -267,6 +267,8 @@ class StreamMeter:
     usage: Usage | None = None
     error: EventError | None = None
     response_id: str | None = None
+    response_model: str | None = None
+    """What the upstream calls the model that answered."""
     malformed_events: int = 0
     oversized_events: int = 0
     bytes_in: int = 0

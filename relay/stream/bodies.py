@@ -138,6 +138,7 @@ class WholeRelay:
         answer = read_answer(body)
         meter = self._meter
         meter.usage, meter.finish_reason, meter.response_id = answer.usage, answer.finish_reason, answer.id
+        meter.response_model = answer.model
         if answer.error is None or not self._is_json:
             return None
         meter.error = answer.error

@@ -222,6 +222,7 @@ LABEL_OVERFLOW: Final = Family(
 USAGE_DROPPED: Final = Family(
     name="relay_usage_dropped_total", help="Exchanges missing in the usage ledger because it could not be written for long."
 )
+SPANS_DROPPED: Final = Family(name="relay_spans_dropped_total", help="Spans dropped because the collector was behind or did not take them.")
 LOG_DROPPED: Final = Family(name="relay_log_events_dropped_total", help="Log events dropped because the log writer was behind.")
 
 WORKERS: Final = Family(name="relay_workers", help="Worker processes, by state; none with a single process.", labels=("state",))

@@ -40,8 +40,8 @@ class Metrics:
     __slots__ = (
         "_connections",
         "_credentials",
-        "_dropped",
-        "_dropped_seen",
+        "_drops",
+        "_drops_seen",
         "_ended",
         "_gone",
         "_has_prices",
@@ -60,8 +60,6 @@ class Metrics:
         "_targets",
         "_unmade",
         "_upstreams",
-        "_usage_dropped",
-        "_usage_dropped_seen",
         "lagged",
         "registry",
     )
@@ -77,6 +75,7 @@ class Metrics:
         credentials: Callable[[], Credentials] = dict,
         queued: Callable[[], Mapping[str, int]] = dict,
         usage_dropped: Callable[[], int] = lambda: 0,
+        spans_dropped: Callable[[], int] = lambda: 0,
         shares: Callable[[], Iterable[tuple[str, str, float]]] = list,
         reserved: Callable[[], Mapping[str, int]] = dict,
         limits_degraded: Callable[[], bool] = lambda: False,
@@ -94,15 +93,14 @@ class Metrics:
         self._process = ProcessPage()
         self._connections = connections
         self._queued = queued
-        self._dropped = dropped
+        self._drops = ((f.LOG_DROPPED, dropped), (f.USAGE_DROPPED, usage_dropped), (f.SPANS_DROPPED, spans_dropped))
+        self._drops_seen = [0] * len(self._drops)
         self._standings = standings
         self._credentials = credentials
         self._shares, self._reserved, self._limits_degraded = shares, reserved, limits_degraded
         self._standings_seen: dict[str, str] = {}
         self._targets: dict[str, list[tuple[str, str]]] = {}
         """Route and upstream of each place a target has, by the target's name."""
-        self._usage_dropped = usage_dropped
-        self._dropped_seen = self._usage_dropped_seen = 0
         self._started = self._ended = 0
         self._open: dict[int, Number] = {}
         """Exchanges being served, and the gauge that each is counted in."""
@@ -312,12 +310,10 @@ class Metrics:
                         number(f.TARGET_HEALTH, route, upstream, target, state).set(1 if state == current else 0)
         self._refresh_credentials()
         self._refresh_limits()
-        dropped = self._dropped()
-        number(f.LOG_DROPPED).inc(dropped - self._dropped_seen)
-        self._dropped_seen = dropped
-        dropped = self._usage_dropped()
-        number(f.USAGE_DROPPED).inc(dropped - self._usage_dropped_seen)
-        self._usage_dropped_seen = dropped
+        for place, (family, ask) in enumerate(self._drops):
+            dropped = ask()
+            number(family).inc(dropped - self._drops_seen[place])
+            self._drops_seen[place] = dropped
         self._count_overflow()
 
     def _refresh_credentials(self) -> None:
@@ -357,7 +353,7 @@ class Metrics:
 
 def _make_alone(registry: Registry, identities: Sequence[str]) -> None:
     """Make the series that belong to no route."""
-    for counter in (f.LOG_DROPPED, f.USAGE_DROPPED, f.MODEL_LISTS, f.FORGOTTEN):
+    for counter in (f.LOG_DROPPED, f.USAGE_DROPPED, f.SPANS_DROPPED, f.MODEL_LISTS, f.FORGOTTEN):
         registry.number(counter)
     for invariant in (*INVARIANTS, *identities):
         registry.number(f.VIOLATIONS, invariant)

@@ -2,24 +2,25 @@
 
 They are made when an exchange is over, from its summary: nothing is attached to a task, nothing happens while a stream runs. Names
 and attributes follow the conventions for generative AI. A prompt or an answer is in no span. Spans wait in a bounded queue, are sent by
-a thread, and are dropped when the collector does not keep up.
+a thread, and are dropped and counted when the collector does not keep up.
 
 Needs the extra `otel`; only who exports traces imports this module.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Final
 from urllib.parse import urlsplit
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from relay.exchange import BAD, JSON_OPERATIONS, Attempt, AttemptResult, Exchange, Operation, Summary, Trace
+from relay.telemetry.redaction import redact
 
 QUEUE_SPANS: Final = 4096
 """A few seconds of a busy relay; about 4 MB."""
@@ -29,6 +30,8 @@ BATCH_SPANS: Final = 512
 DELAY_MILLISECONDS: Final = 1000
 NAMES: Final[Mapping[Operation, str]] = {Operation.COMPLETIONS: "text_completion", Operation.RESPONSES: "chat"}
 """What the conventions call an operation, where it is not our word."""
+MAX_WORD: Final = 256
+"""Of what a client or an upstream chose: the longest model names are half of it."""
 
 Attributes = dict[str, str | int | float | bool | list[str]]
 
@@ -38,21 +41,53 @@ def make_exporter(endpoint: str) -> SpanExporter:
     return OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", timeout=EXPORT_SECONDS)
 
 
+class Counting(SpanExporter):
+    """An exporter that counts what it is handed and what of it does not arrive. Counts may be read from any thread."""
+
+    def __init__(self, exporter: SpanExporter) -> None:
+        self.taken = 0
+        self.lost = 0
+        self.is_closing = False
+        """Whether to send the rest while that works, and to give it up once it does not."""
+        self._has_failed = False
+        self._exporter = exporter
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Send a batch, or count it as lost."""
+        self.taken += len(spans)
+        result = SpanExportResult.FAILURE
+        try:
+            if not (self.is_closing and self._has_failed):
+                result = self._exporter.export(spans)
+        finally:
+            self._has_failed = result is not SpanExportResult.SUCCESS
+            if self._has_failed:
+                self.lost += len(spans)
+        return result
+
+    def shutdown(self) -> None:
+        """Close what sends."""
+        self._exporter.shutdown()
+
+
 class Spans:
     """Makes spans of exchanges: a `gateway.Observer`."""
 
-    __slots__ = ("_chance", "_clock", "_processor", "_resource", "_scope")
+    __slots__ = ("_chance", "_clock", "_exporter", "_made", "_overflow", "_processor", "_resource", "_scope")
 
     def __init__(self, exporter: SpanExporter, version: str, *, chance: Callable[[], float], clock: Callable[[], float]) -> None:
         """Hand spans to `exporter`; `clock` tells the Unix time of the loop's time 0, `chance` gives numbers in [0, 1)."""
+        self._exporter = Counting(exporter)
+        self._made = self._overflow = 0
         self._processor = BatchSpanProcessor(
-            exporter,
+            self._exporter,
             max_queue_size=QUEUE_SPANS,
             schedule_delay_millis=DELAY_MILLISECONDS,
             max_export_batch_size=BATCH_SPANS,
             export_timeout_millis=EXPORT_SECONDS * 1000,
         )
-        self._resource = Resource.create({"service.name": "relay", "service.version": version})
+        # What OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say comes before our own name.
+        self._resource = Resource({"service.name": "relay", "service.version": version}).merge(OTELResourceDetector().detect())
         self._scope = InstrumentationScope("relay", version)
         self._chance = chance
         self._clock = clock
@@ -79,11 +114,25 @@ class Spans:
         end = summary.request.received_at + summary.duration_seconds
         for attempt, until in _with_ends(summary.attempts, end):
             if attempt.span is not None:
-                self._processor.on_end(self._client(summary, attempt, trace, own, offset, until))
-        self._processor.on_end(self._server(summary, trace, own, offset, end))
+                self._put(self._client(summary, attempt, trace, own, offset, until))
+        self._put(self._server(summary, trace, own, offset, end))
+
+    @property
+    def dropped(self) -> int:
+        """Return how many spans will never arrive."""
+        return self._overflow + self._exporter.lost
+
+    def _put(self, span: ReadableSpan) -> None:
+        # The processor drops in silence what finds its queue full, so it is never filled.
+        if self._made - self._exporter.taken >= QUEUE_SPANS:
+            self._overflow += 1
+            return
+        self._made += 1
+        self._processor.on_end(span)
 
     def close(self) -> None:
-        """Send what is queued; returns after EXPORT_SECONDS and a little at the latest."""
+        """Send what is queued while the collector takes it: one batch that fails is the last, after EXPORT_SECONDS at most."""
+        self._exporter.is_closing = True
         self._processor.shutdown()  # type: ignore[no-untyped-call]  # the library has no annotation here
 
     def _server(self, summary: Summary, trace: Trace, own: SpanContext, offset: float, end: float) -> ReadableSpan:
@@ -156,19 +205,26 @@ def _of_call(summary: Summary, attempt: Attempt) -> Attributes:
         attributes["server.port"] = address.port
     model = request.model if attempt.target.model is None or attempt.target.model.endswith("*") else attempt.target.model
     if model is not None:
-        attributes["gen_ai.request.model"] = model
+        attributes["gen_ai.request.model"] = _word(model)
     if attempt.head is not None:
         attributes["http.response.status_code"] = attempt.head.status
     if meter.response_id is not None:
-        attributes["gen_ai.response.id"] = meter.response_id
+        attributes["gen_ai.response.id"] = _word(meter.response_id)
+    if meter.response_model is not None:
+        attributes["gen_ai.response.model"] = _word(meter.response_model)
     if meter.finish_reason is not None:
-        attributes["gen_ai.response.finish_reasons"] = [meter.finish_reason]
+        attributes["gen_ai.response.finish_reasons"] = [_word(meter.finish_reason)]
     if meter.first_event_at is not None and attempt.sent_at is not None:
         attributes["gen_ai.response.time_to_first_chunk"] = meter.first_event_at - attempt.sent_at
     if meter.usage is not None:
         attributes["gen_ai.usage.input_tokens"] = meter.usage.input
         attributes["gen_ai.usage.output_tokens"] = meter.usage.output
+        attributes["gen_ai.usage.cache_read.input_tokens"] = meter.usage.cached
     return attributes
+
+
+def _word(value: str) -> str:
+    return redact(value)[:MAX_WORD]
 
 
 def _fallbacks(attempts: tuple[Attempt, ...], offset: float) -> Iterator[Event]:

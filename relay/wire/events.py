@@ -20,6 +20,9 @@ class Weight(Enum):
 
 
 LIFECYCLE: Final = frozenset({"response.created", "response.queued", "response.in_progress", "message_start"})
+_STARTS: Final = {"content_block_start": "content_block", "response.output_item.added": "item"}
+"""Events that a part of an answer begins with, and the member that says what it will be."""
+_CALLS: Final = ("tool_use", "_call")
 _PINGS: Final = frozenset({"ping", "keepalive"})
 _CONTENT_ENDS: Final = (".delta", "_delta", ".partial_image")
 _MEDIA: Final = ("transcript.text.", "speech.audio.", "image_generation.", "image_edit.")
@@ -42,10 +45,12 @@ def weigh(kind: str, payload: object) -> Weight:
         return _weigh_chunk(payload)
     if kind in _PINGS:
         return Weight.PING
-    if kind in LIFECYCLE or (kind == "content_block_start" and _starts_text(payload)):
+    if kind in LIFECYCLE:
         return Weight.HELD
+    if kind in _STARTS:
+        return _weigh_start(kind, payload)
     if kind.endswith(_CONTENT_ENDS) and kind != "message_delta":
-        return Weight.REASONING if "reasoning" in kind else Weight.CONTENT
+        return Weight.REASONING if "reasoning" in kind or _is_thought(payload) else Weight.CONTENT
     return Weight.OTHER
 
 
@@ -69,9 +74,19 @@ def _choices(payload: dict[str, Any]) -> list[dict[str, Any]]:
     return [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
 
 
-def _starts_text(payload: object) -> bool:
-    block = payload.get("content_block") if isinstance(payload, dict) else None
-    return isinstance(block, dict) and block.get("type") == "text"
+def _weigh_start(kind: str, payload: object) -> Weight:
+    """Weigh the start of a part: that of a call says which tool is called, that of a text nothing yet."""
+    part = payload.get(_STARTS[kind]) if isinstance(payload, dict) else None
+    what = part.get("type") if isinstance(part, dict) else None
+    if isinstance(what, str) and what.endswith(_CALLS):
+        return Weight.CONTENT
+    return Weight.HELD if kind == "content_block_start" and what == "text" else Weight.OTHER
+
+
+def _is_thought(payload: object) -> bool:
+    """Tell whether a delta of Anthropic's carries thinking."""
+    delta = payload.get("delta") if isinstance(payload, dict) else None
+    return isinstance(delta, dict) and delta.get("type") in ("thinking_delta", "signature_delta")
 
 
 def _weigh_chunk(payload: dict[str, Any]) -> Weight:

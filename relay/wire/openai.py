@@ -19,7 +19,7 @@ from relay.exchange import Operation, StreamMeter
 from relay.wire.events import Weight, ends_media, finish_of, kind_of, weigh
 from relay.wire.faults import event_error, parse_error
 from relay.wire.sse import DONE, Event, EventSplitter
-from relay.wire.usage import find_usage, read_answer
+from relay.wire.usage import find_usage, model_of, read_answer
 
 __all__ = ["EventObserver", "First", "error_event", "parse_error", "read_answer"]
 
@@ -231,6 +231,8 @@ class EventObserver:
         meter.usage = find_usage(payload) or meter.usage
         meter.finish_reason = finish_of(payload) or meter.finish_reason
         response = payload.get("response")
+        if meter.response_model is None:
+            meter.response_model = model_of(payload if response is None else response)
         if isinstance(response, dict):
             identity, status = response.get("id"), response.get("status")
             if isinstance(identity, str):

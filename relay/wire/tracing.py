@@ -16,17 +16,17 @@ _MAX_STATE: Final = 512
 _MAX_MEMBERS: Final = 32
 
 
-def read_trace(headers: Headers, new_id: str, *, is_recording: bool = False) -> Trace:
+def read_trace(headers: Headers, new_id: str, *, sample: float = 0.0) -> Trace:
     """Return the trace that a client's headers name, or one that begins here with `new_id` (32 hexadecimal digits).
 
-    `is_recording` tells whether spans are exported, so that what begins here is sampled; a caller's own decision stands.
+    `sample` is the share of traces that are recorded of those that begin here; a caller's own decision stands.
     """
     parents = header_values(headers, b"traceparent")
     if not parents:
-        return Trace(id=new_id, is_sampled=is_recording)
+        return Trace(id=new_id, is_sampled=_is_drawn(new_id, sample))
     found = _PARENT.fullmatch(parents[0]) if len(parents) == 1 else None
     if found is None or not _is_known(found):
-        return Trace(id=new_id, is_sampled=is_recording)
+        return Trace(id=new_id, is_sampled=_is_drawn(new_id, sample))
     return Trace(
         id=found[2].decode("ascii"),
         parent=found[3].decode("ascii"),
@@ -46,6 +46,11 @@ def trace_lines(trace: Trace, span: str) -> list[bytes]:
     if trace.state is not None:
         lines.append(b"tracestate: " + trace.state)
     return lines
+
+
+def _is_drawn(trace: str, sample: float) -> bool:
+    """Tell whether a trace is among those recorded: its id decides, as it does for other samplers (its last 7 bytes are random)."""
+    return sample > 0 and int(trace[-14:], 16) < sample * 2**56
 
 
 def _is_known(found: re.Match[bytes]) -> bool:

@@ -22,6 +22,8 @@ class Answer:
     finish_reason: str | None = None
     """A Responses object's status."""
     id: str | None = None
+    model: str | None = None
+    """What the upstream calls the model that answered."""
     error: EventError | None = None
     """What it is instead of an answer, in spite of its status."""
 
@@ -36,6 +38,7 @@ class _Answer(msgspec.Struct, gc=False):
     """The members of a whole answer that matter here; the rest (texts, vectors) is skipped, not built."""
 
     id: Any = None
+    model: Any = None
     object: Any = None
     status: Any = None
     error: Any = None
@@ -61,6 +64,7 @@ def read_answer(body: bytes) -> Answer:
         usage=usage,
         finish_reason=finish if isinstance(finish, str) else None,
         id=answer.id if isinstance(answer.id, str) else None,
+        model=answer.model if isinstance(answer.model, str) else None,
         error=_error_of(body) if has_failed else None,
     )
 
@@ -78,6 +82,12 @@ def _error_of(body: bytes) -> EventError | None:
     if isinstance(payload, list) and payload:
         payload = payload[0]
     return event_error(kind_of(b"", payload), payload)
+
+
+def model_of(payload: object) -> str | None:
+    """Return what one event, or the object in it, calls the model that answers."""
+    model = payload.get("model") if isinstance(payload, dict) else None
+    return model if isinstance(model, str) else None
 
 
 def find_usage(payload: dict[str, Any]) -> Usage | None:

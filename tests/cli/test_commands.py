@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from relay import __version__, cli
-from relay.cli import main
+from relay.cli import extras, main
 from relay.config import Config, ConfigInvalid, schema
 
 GOOD = "upstreams: {mine: {base_url: 'http://127.0.0.1:9000/v1'}}\nroutes: {fast: mine/model}\n"
@@ -334,3 +334,29 @@ def test_file_makes_no_probe(served: Served, ollama: dict[str, Any]) -> None:
     Path("relay.yaml").write_text(GOOD)
     assert main([]) == 0
     assert ollama["paths"] == []
+
+
+def test_serve_without_what_spans_need_says_what_to_install(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.yaml").write_text(GOOD + "tracing: {otlp: 'http://127.0.0.1:4318'}\n")
+    monkeypatch.setattr(cli, "has_sdk", lambda: False)
+    assert main(["serve", "--config", "a.yaml"]) == 1
+    assert "pip install 'relay[otel]'" in capsys.readouterr().err
+    assert served.config is None
+
+
+def test_serve_goes_on_without_spans_that_only_the_environment_asks_for(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.yaml").write_text(GOOD)
+    monkeypatch.setitem(cli.os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
+    monkeypatch.setattr(cli, "has_sdk", lambda: False)
+    assert main(["serve", "--config", "a.yaml"]) == 0
+    assert served.config is not None and served.config.tracing.otlp == "http://127.0.0.1:4318"
+
+
+def test_the_extra_for_spans_is_found_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert extras.has_sdk()
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    assert not extras.has_sdk()

@@ -85,6 +85,32 @@ ANTHROPIC = (
     (4, event({"type": "message_stop"}, name="message_stop")),
 )
 
+THINKING_FIRST = (
+    (1, event({"type": "message_start", "message": {"id": "m", "content": []}}, name="message_start")),
+    (2, event({"type": "content_block_delta", "delta": {"type": "thinking_delta", "thinking": "hm"}}, name="content_block_delta")),
+    (3, event({"type": "content_block_start", "content_block": {"type": "tool_use", "name": "f"}}, name="content_block_start")),
+    (4, event({"type": "message_delta", "delta": {"stop_reason": "tool_use"}}, name="message_delta")),
+    (5, event({"type": "message_stop"}, name="message_stop")),
+)
+
+
+def typed(kind: str, **more: Any) -> bytes:
+    return event({"type": kind, **more}, name=kind)
+
+
+RESPONSES = (
+    (1, typed("response.created", response={"id": "r", "status": "in_progress"})),
+    (2, typed("response.in_progress", response={"id": "r", "status": "in_progress"})),
+    (3, typed("response.reasoning_summary_text.delta", delta="hm")),
+    (4, typed("response.output_text.delta", delta="a")),
+    (5, typed("response.completed", response={"id": "r", "status": "completed"})),
+)
+RESPONSES_CALL = (
+    (1, typed("response.created", response={"id": "r", "status": "in_progress"})),
+    (2, typed("response.output_item.added", item={"type": "function_call", "name": "f", "arguments": ""})),
+    (3, typed("response.completed", response={"id": "r", "status": "completed"})),
+)
+
 STREAMS = [
     pytest.param(
         CHAT,
@@ -108,6 +134,36 @@ STREAMS = [
     pytest.param(CHAT, ((1, USAGE), (2, DONE)), {"head": 1, "first_event": 1, "terminal": 2}, id="usage-only"),
     pytest.param(
         "/v1/messages", ANTHROPIC, {"head": 1, "first_event": 1, "first_content": 3, "last_content": 3, "terminal": 4}, id="lifecycle-first"
+    ),
+    pytest.param(
+        "/v1/messages",
+        THINKING_FIRST,
+        {"head": 1, "first_event": 1, "first_reasoning": 2, "first_content": 2, "last_content": 3, "terminal": 5},
+        id="thinking-first",
+    ),
+    pytest.param(
+        "/v1/responses",
+        RESPONSES,
+        {"head": 1, "first_event": 1, "first_reasoning": 3, "first_content": 3, "last_content": 4, "terminal": 5},
+        id="responses-reasoning-first",
+    ),
+    pytest.param(
+        "/v1/responses",
+        RESPONSES_CALL,
+        {"head": 1, "first_event": 1, "first_content": 2, "last_content": 2, "terminal": 3},
+        id="responses-call-first",
+    ),
+    pytest.param(
+        CHAT,
+        ((1, role()), (2, chat_chunk({"refusal": "no"})), (3, FINISH + USAGE + DONE)),
+        {"head": 1, "first_event": 1, "first_content": 2, "last_content": 2, "terminal": 3},
+        id="refusal-first",
+    ),
+    pytest.param(
+        CHAT,
+        ((1, b": hello\n\n"), (2, role() + content("a")), (3, FINISH + DONE)),
+        {"head": 1, "first_event": 2, "first_content": 2, "last_content": 2, "terminal": 3},
+        id="all-in-one-piece",
     ),
 ]
 

@@ -74,6 +74,7 @@ async def test_a_stream_is_one_server_span_with_a_client_span_below(
         "gen_ai.provider.name": "openai",
         "gen_ai.request.stream": True,
         "gen_ai.response.finish_reasons": ["stop"],
+        "gen_ai.response.model": "some-model",
         "gen_ai.usage.input_tokens": 7,
         "gen_ai.usage.output_tokens": 2,
         "server.address": "127.0.0.1",
@@ -139,12 +140,29 @@ async def test_no_prompt_answer_or_credential_is_in_a_span(
         assert canary not in everything
 
 
+async def test_a_share_is_recorded_and_the_upstream_is_told(
+    relay_with: RelayWith, upstream: ScriptedUpstream, collector: Collector
+) -> None:
+    upstream.answers(sse(chat_stream("Hi")))
+    relay = await relay_with(config_for(upstream, tracing={"otlp": collector.url, "sample": "0%"}))
+    await relay.post(CHAT, request("not-drawn"))
+    await relay.post(CHAT, request("drawn-elsewhere"), SAMPLED)
+    await spans_of(collector, of_model("drawn-elsewhere"), 2)
+    assert not [span for span in collector.spans if of_model("not-drawn")(span)]
+    assert [parent_of(got.header("traceparent"))[2] for got in upstream.requests] == ["00", "01"]
+
+
 async def test_a_collector_that_is_gone_disturbs_nobody(relay_with: RelayWith, upstream: ScriptedUpstream) -> None:
     upstream.answers(sse(chat_stream("Hi")))
     env = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{free_port()}"}
     relay = await relay_with(config_for(upstream), env=env, is_quiet=False)
     for _ in range(3):
         assert (await relay.post(CHAT, request("any"))).has_done
+    deadline = time.monotonic() + 20
+    while (await relay.metrics()).value("relay_spans_dropped_total") < 6:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.1)
+    assert {line["logger"].partition(".")[0] for line in relay.logs("library")} == {"opentelemetry"}
     begun = time.monotonic()
     await relay.stop(is_quiet=False)
     assert time.monotonic() - begun < 15

@@ -47,7 +47,7 @@ class Killer:
 
     def strike(self) -> None:
         alive = children(self._relay)
-        if len(alive) > 1:
+        if len(alive) == 3:
             os.kill(self._chance.choice(alive).pid, signal.SIGKILL)
             self.kills += 1
         if self._chance.random() < 0.5:

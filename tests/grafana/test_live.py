@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 import signal
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import yaml
 
 from grafana.build import FILE
 from grafana.flaky import FlakyUpstream
-from grafana.load import run_load
+from grafana.load import Worker, run_load
 from relay.config.tree import Slo
 from relay.telemetry.rules import make_rules, to_yaml
 from tests.conftest import RelayWith
@@ -35,6 +36,9 @@ OUTCOMES: Final = frozenset(
 BOARD: Final[dict[str, Any]] = json.loads(FILE.read_text())
 TARGETS: Final = [(panel["title"], target["expr"]) for panel in panels(BOARD) for target in panel["targets"]]
 RULES: Final = [rule for group in make_rules(Slo())["groups"] for rule in group["rules"]]
+NOUGHT: Final = frozenset({"Relays not reached", "Should be nothing"})
+"""Panels of which the best that can be said is 0."""
+SHOWING: Final = [expression for title, expression in TARGETS if title not in NOUGHT]
 of_target = pytest.mark.parametrize(
     "expression", [expression for _, expression in TARGETS], ids=[f"{title}-{number}" for number, (title, _) in enumerate(TARGETS)]
 )
@@ -42,8 +46,8 @@ of_target = pytest.mark.parametrize(
 
 @contextmanager
 def flaky_upstream() -> Iterator[str]:
-    """Run the upstream with faults, out of service for five seconds of the load; yields its address."""
-    server = FlakyUpstream("127.0.0.1", 0, period=30, outage=5)
+    """Run the upstream with faults, out of service from the fifth second to the tenth; yields its address."""
+    server = FlakyUpstream("127.0.0.1", 0, period=15, outage=5)
     thread = Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
     try:
@@ -60,6 +64,7 @@ async def prometheus(shared_relay_with: RelayWith, tmp_path_factory: pytest.Temp
     config = yaml.safe_load((ROOT / "config/demo.yaml").read_text()) | {"metrics": {}}
     folder = tmp_path_factory.mktemp("prometheus")
     config["keys"]["bob"]["limits"]["rpm"] = 20  # so few that the load meets it
+    config["routes"]["hedged"]["hedge"]["at_most"] = "50%"  # a share of so few requests is none
     with flaky_upstream() as url:
         relay: RelayProcess = await shared_relay_with(config, env={"LOAD_URL": url})
         rules = to_yaml(make_rules(Slo()), "rules").replace("interval: 30s", "interval: 1s")
@@ -69,13 +74,21 @@ async def prometheus(shared_relay_with: RelayWith, tmp_path_factory: pytest.Temp
             loading = asyncio.to_thread(
                 run_load, f"http://127.0.0.1:{relay.port}", KEYS, workers=WORKERS, is_over=lambda: time.monotonic() > until, pause=0.05
             )
-            work = asyncio.create_task(loading)
+            work = asyncio.gather(loading, *(asyncio.to_thread(insist, relay.port, until) for _ in range(2)))
             await asyncio.sleep(LOAD_SECONDS / 2)  # a reload in the middle of it all
             relay.process.send_signal(signal.SIGHUP)
             await work
             await relay.settled(within=10)
             await asyncio.to_thread(seen_all_outcomes, server)
             yield server
+
+
+def insist(port: int, until: float) -> None:
+    """Ask so often that what takes several requests comes about in the short time: a target that rests, a hedge."""
+    worker = Worker(f"http://127.0.0.1:{port}", KEYS[0], random.Random(1))
+    while time.monotonic() < until:
+        worker.ask("chat", "hello")
+        worker.ask("hedged", "hello", max_tokens=4)
 
 
 def seen_all_outcomes(server: Prometheus) -> None:
@@ -98,6 +111,15 @@ async def test_query_of_a_panel_finds_data(expression: str, prometheus: Promethe
     found = prometheus.query(substituted(expression, interval=INTERVAL, span=INTERVAL))
     assert found
     assert any(sample["value"][1] != "NaN" for sample in found), found
+
+
+@pytest.mark.parametrize(
+    "expression", SHOWING, ids=[f"{title}-{number}" for number, (title, _) in enumerate(TARGETS) if title not in NOUGHT]
+)
+async def test_panel_has_something_to_show(expression: str, prometheus: Prometheus) -> None:
+    """Data alone may be all zeros, from series that stand there from the start."""
+    at_any_time = f"max_over_time(({substituted(expression, interval=INTERVAL, span=INTERVAL)})[{INTERVAL}:1s])"
+    assert any(float(sample["value"][1]) > 0 for sample in prometheus.query(at_any_time))
 
 
 async def test_the_reload_is_marked(prometheus: Prometheus) -> None:

@@ -28,7 +28,13 @@ from tests.wire.transcripts import answer, observe
 )
 def test_a_whole_answer_gives_usage_finish_and_id(name: str, usage: Usage | None, finish: str | None, identity: str | None) -> None:
     _, body = answer(name)
-    assert read_answer(body) == Answer(usage=usage, finish_reason=finish, id=identity)
+    found = read_answer(body)
+    assert found == Answer(usage=usage, finish_reason=finish, id=identity, model=found.model)
+
+
+@pytest.mark.parametrize(("model", "expected"), [("gpt-4.1-2025", "gpt-4.1-2025"), (7, None), (None, None)])
+def test_a_whole_answer_tells_the_model_if_it_is_a_name(model: object, expected: str | None) -> None:
+    assert read_answer(json.dumps({"model": model}).encode()).model == expected
 
 
 @pytest.mark.parametrize(

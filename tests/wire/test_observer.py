@@ -189,6 +189,7 @@ def test_the_fast_path_is_taken_for_an_ordinary_delta(kind: Operation, monkeypat
         (typed("content_block_start", content_block={"type": "text", "text": ""}), First.HELD),
         (typed("content_block_start", content_block={"type": "tool_use"}), First.COMMIT),
         (typed("response.output_item.added"), First.COMMIT),
+        (typed("response.output_item.added", item={"type": "function_call"}), First.COMMIT),
         (TEXT, First.COMMIT),
         (chunk({"reasoning_content": "Hm"}), First.COMMIT),
         (chunk({"reasoning": "Hm", "content": ""}), First.COMMIT),

@@ -21,6 +21,18 @@ def read(*parents: bytes, states: tuple[bytes, ...] = ()) -> Trace:
     return read_trace(headers, NEW)
 
 
+def test_of_traces_that_begin_here_the_id_decides_which_are_recorded() -> None:
+    low, high = "f" * 18 + "0" * 13 + "1", "0" * 18 + "f" * 14
+    assert [read_trace((), low, sample=share).is_sampled for share in (0.0, 0.1, 1.0)] == [False, True, True]
+    assert [read_trace((), high, sample=share).is_sampled for share in (0.0, 0.1, 0.999, 1.0)] == [False, False, False, True]
+
+
+def test_a_callers_decision_stands_whatever_the_share() -> None:
+    unsampled = ((b"traceparent", PARENT[:-2] + b"00"),)
+    assert not read_trace(unsampled, NEW, sample=1.0).is_sampled
+    assert read_trace(((b"traceparent", PARENT),), NEW, sample=0.0).is_sampled
+
+
 def test_a_valid_parent_is_taken() -> None:
     assert read(PARENT) == Trace(id=TRACE.decode(), parent=SPAN.decode(), is_sampled=True)
     assert not read(PARENT[:-2] + b"00").is_sampled
