@@ -1,7 +1,8 @@
 """No secret shows, whatever happens: canary credentials and a canary prompt down every path, then a search of everything.
 
 Searched are all that the relay wrote (stderr, stdout, `relay check`), every byte that any client got, the metrics, the spans, the
-usage ledger, the state of limits, the admin endpoint, and the `repr` of the configuration; the upstreams' side is searched for the callers' credentials and the callers' side for the upstreams'.
+usage ledger, the state of limits, the admin endpoint, and the `repr` of the configuration; the upstreams' side is searched for the
+callers' credentials and the callers' side for the upstreams'.
 """
 
 import asyncio
@@ -145,7 +146,7 @@ async def scene(
             "upstreams": upstreams,
             "routes": {
                 **{f"{name}/*": f"{name}/*" for name in upstreams},
-                **{"hedged": slow, "beating": beating, "falling": falling},
+                "hedged": slow, "beating": beating, "falling": falling,
                 "*": "mine/*",
             },
             "keys": {
