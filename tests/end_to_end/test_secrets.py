@@ -146,7 +146,9 @@ async def scene(
             "upstreams": upstreams,
             "routes": {
                 **{f"{name}/*": f"{name}/*" for name in upstreams},
-                "hedged": slow, "beating": beating, "falling": falling,
+                "hedged": slow,
+                "beating": beating,
+                "falling": falling,
                 "*": "mine/*",
             },
             "keys": {
