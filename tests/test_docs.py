@@ -212,6 +212,12 @@ def test_the_reference_names_every_setting_of_every_section() -> None:
         assert all(f"| `{name}` |" in reference() for name in section["properties"])
 
 
+def test_the_example_names_every_setting() -> None:
+    example, made = (ROOT / "config/relay.example.yaml").read_text(), schema()
+    names = {name for section in (made, *made["$defs"].values()) for name in section["properties"]}
+    assert not {name for name in names if not re.search(rf"\b{name}:", example)}
+
+
 def test_every_page_is_in_the_index() -> None:
     index = (ROOT / "docs/README.md").read_text()
     pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}

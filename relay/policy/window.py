@@ -8,13 +8,15 @@ that what is bounded in the ring is bounded in every stretch of `seconds` too. M
 class Window:
     """How often each of two things happened lately. Time must not run backwards; if it does, it stands still."""
 
-    __slots__ = ("_first", "_newest", "_second", "_size", "first", "second")
+    __slots__ = ("_ends_at", "_first", "_newest", "_second", "_size", "first", "second")
 
     def __init__(self, seconds: int) -> None:
         self._size = seconds + 1
         self._first = [0] * self._size
         self._second = [0] * self._size
         self._newest = 0
+        self._ends_at = 1.0
+        """When the running second is over: before that there is nothing to forget."""
         self.first = 0
         """Count of the first kind, as of the last `advance`."""
         self.second = 0
@@ -27,6 +29,7 @@ class Window:
         if passed <= 0:
             return
         self._newest = newest
+        self._ends_at = newest + 1.0
         if passed >= self._size:
             self.clear()
             return
@@ -38,13 +41,15 @@ class Window:
 
     def add_first(self, now: float) -> None:
         """Count one of the first kind."""
-        self.advance(now)
+        if now >= self._ends_at:
+            self.advance(now)
         self._first[self._newest % self._size] += 1
         self.first += 1
 
     def add_second(self, now: float) -> None:
         """Count one of the second kind."""
-        self.advance(now)
+        if now >= self._ends_at:
+            self.advance(now)
         self._second[self._newest % self._size] += 1
         self.second += 1
 

@@ -84,13 +84,16 @@ class HttpArrival:
             raise ClientError("method_not_allowed")
         names: dict[bytes, bytes] = {}
         size = 0
-        for name, value in headers:
-            names[name.lower()] = value
-            size += len(name) + len(value) + 4
+        hosts = 0
+        for key, value in headers:
+            name = key.lower()
+            names[name] = value
+            hosts += name == b"host"
+            size += len(key) + len(value) + 4
         if size > max_header:
             raise ClientError("headers_too_large")
         host = names.get(b"host")
-        if host is None or _HOST.fullmatch(host) is None or len(header_values(headers, b"host")) != 1:
+        if host is None or _HOST.fullmatch(host) is None or hosts != 1:
             raise ClientError("bad_host")
         coding = names.get(b"transfer-encoding")
         if coding is not None and (coding.lower() != b"chunked" or not self.is_http11):

@@ -7,7 +7,7 @@ Names compare in lower case; values are bytes and pass untouched. What `Connecti
 from collections.abc import Iterable
 from typing import Final
 
-from relay.exchange import Headers, header_values
+from relay.exchange import Headers
 
 _UP: Final = frozenset(
     {
@@ -77,14 +77,15 @@ def nominated(values: Iterable[bytes]) -> frozenset[bytes]:
 
 def headers_up(headers: Headers, extra: frozenset[bytes]) -> list[bytes]:
     """Return the lines `name: value` of a client's headers that may reach an upstream; `extra` widens the allow-list."""
-    dropped = nominated(header_values(headers, b"connection"))
-    lines = []
+    lines, nominations = [], []
     for key, value in headers:
         name = key.lower()
-        allowed = name in _UP or name.startswith(_UP_PREFIXES) or (name in extra and name not in _NEVER_UP)
-        if allowed and name not in dropped:
-            lines.append(b"%b: %b" % (key, value))
-    return lines
+        if name in _UP or name.startswith(_UP_PREFIXES) or (name in extra and name not in _NEVER_UP):
+            lines.append((name, b"%b: %b" % (key, value)))
+        elif name == b"connection":
+            nominations.append(value)
+    dropped = nominated(nominations) if nominations else ()
+    return [line for name, line in lines if name not in dropped]
 
 
 def identity_up(headers: Headers) -> list[bytes]:
@@ -94,9 +95,13 @@ def identity_up(headers: Headers) -> list[bytes]:
 
 def headers_down(headers: Headers) -> list[tuple[bytes, bytes]]:
     """Return the headers of an upstream's answer that pass to the client, repeated ones and odd bytes included."""
-    dropped = nominated(header_values(headers, b"connection"))
-    return [
-        (key, value)
-        for key, value in headers
-        if (name := key.lower()) not in _NEVER_DOWN and name not in dropped and not name.startswith(_OURS)
-    ]
+    lines, nominations = [], []
+    for key, value in headers:
+        name = key.lower()
+        if name not in _NEVER_DOWN:
+            if not name.startswith(_OURS):
+                lines.append((name, (key, value)))
+        elif name == b"connection":
+            nominations.append(value)
+    dropped = nominated(nominations) if nominations else ()
+    return [line for name, line in lines if name not in dropped]

@@ -1,8 +1,8 @@
 """No secret shows, whatever happens: canary credentials and a canary prompt down every path, then a search of everything.
 
-Searched are all that the relay wrote (stderr, stdout, `relay check`), every byte that any client got, the metrics, the spans, the
-usage ledger, the state of limits, the admin endpoint, and the `repr` of the configuration; the upstreams' side is searched for the
-callers' credentials and the callers' side for the upstreams'.
+Searched are all that the relay wrote (stderr, stdout, `relay check`), every byte that any client got, the metrics, the spans
+as a collector gets them, the usage ledger, the state of limits, the admin endpoint, and the `repr` of the configuration; the
+upstreams' side is searched for the callers' credentials and the callers' side for the upstreams'.
 """
 
 import asyncio
@@ -39,9 +39,12 @@ UPSTREAM_KEY = "sk-upstreamCANARY+c8/1f63=4b"
 FILE_KEY = "sk-fileCANARY+5a/d219=88"
 NEW_FILE_KEY = "sk-renewedCANARY+4e/7b06=31"
 VARIABLE_KEY = "sk-variableCANARY+02/9ce5=d7"
+ECHOED_KEY = "sk-echoedCANARY+d0/8e51=0f"
 ORGANIZATION = "org-CANARY+a4/6612=f9"
 PROMPT = "promptCANARY of a person who trusts us"
 ANSWERED = "answerCANARY of a model"
+SERVER = 2
+"""The kind of a span for a request of a caller (OTLP)."""
 PROXY_PASSWORD = "proxyCANARY+3c/8"
 
 CREDENTIALS = [
@@ -146,10 +149,11 @@ async def scene(
             "upstreams": upstreams,
             "routes": {
                 **{f"{name}/*": f"{name}/*" for name in upstreams},
+                "*": "mine/*",
                 "hedged": slow,
                 "beating": beating,
                 "falling": falling,
-                "*": "mine/*",
+                "moved": ["mine/status-500", "down/x", "filed/echo"],
             },
             "keys": {
                 "alice": {"key": CLIENT_KEY},
@@ -158,7 +162,7 @@ async def scene(
             },
             "usage": {"store": str(folder / "usage.db")},
             "state_dir": str(folder / "state"),
-            "tracing": {"otlp": collector.url, "sample": "100%"},
+            "tracing": {"otlp": collector.url},
             "timeouts": {"connect": "500ms", "first_token": "500ms", "between_tokens": "500ms", "write": "500ms", "total": "3s"},
         }
         relay = await shared_relay_with(config, env={"CANARY_KEY": VARIABLE_KEY})
@@ -189,6 +193,9 @@ def set_scripts(upstream: ScriptedUpstream) -> None:
     upstream.route(
         "odd-chunk", scripts.raw(scripts.head(200, [*scripts.EVENT_STREAM, ("Transfer-Encoding", "chunked")]) + b"zz\r\n", end="fin")
     )
+    # An upstream that quotes a key in the words that are observed.
+    quoted = {**ANSWER, "model": f"m {ECHOED_KEY}", "choices": [{"index": 0, "message": {}, "finish_reason": f"stop {ECHOED_KEY}"}]}
+    upstream.route("echo", scripts.json_answer(quoted))
     upstream.route("slow-start", scripts.sse(events.chat_stream(ANSWERED), pause=0.4))
     upstream.route("html", scripts.respond(200, [("Content-Type", "text/html")], b"<html>"))
     for status in (301, 400, 401, 402, 403, 404, 408, 409, 422, 429, 500, 502, 503, 529, 999):
@@ -224,6 +231,8 @@ async def play_everything(scene: Scene) -> None:
             group.create_task(scene.ask("whole", headers))
         for data in odd_requests():
             group.create_task(scene.play(data))
+    await scene.ask("moved", stream=False)
+    await scene.ask(f"filed/x {WRONG_KEY}", stream=False)
     await scene.ask("filed/whole", [("x-api-key", HASHED_KEY)])
     await scene.ask("mine/whole", [("x-api-key", HASHED_KEY)])
     scene.key_file.write_text(NEW_FILE_KEY)
@@ -304,6 +313,21 @@ async def test_relay_writes_no_secret(scene: Scene) -> None:
     assert len(scene.relay.logs("attempt_failed")) > 20
     assert leaks(written, [*CREDENTIALS, ORGANIZATION, PROMPT, ANSWERED]) == []
     assert "CANARY" not in written.replace("CANARY_KEY", "")
+    assert "stop sk-***" in written and '"model":"filed/x sk-***"' in written, "keys were there to be taken out"
+
+
+async def test_spans_tell_no_secret(scene: Scene) -> None:
+    ended = len(scene.relay.logs("request"))
+    for _ in range(100):
+        if sum(span.kind == SERVER for span in scene.collector.spans) >= ended:
+            break
+        await asyncio.sleep(0.1)
+    assert sum(span.kind == SERVER for span in scene.collector.spans) >= ended
+    assert any("fallback" in [name for name, _, _ in span.events] for span in scene.collector.spans)
+    sent = b"\n".join(scene.collector.bodies)
+    assert leaks(sent, [*CREDENTIALS, ORGANIZATION, PROMPT, ANSWERED]) == []
+    assert b"CANARY" not in sent
+    assert b"stop sk-***" in sent and b"m sk-***" in sent, "keys were there to be taken out"
 
 
 async def test_metrics_tell_no_secret(scene: Scene) -> None:
