@@ -379,6 +379,8 @@ class Config:
     """What the loader accepted but a person should know."""
     source: str = "environment"
     """The file this came from, for messages."""
+    commit: str = "unknown"
+    """The commit that the relay was built from, as RELAY_COMMIT says."""
 
     @property
     def asks_for_key(self) -> bool:

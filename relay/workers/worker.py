@@ -14,7 +14,7 @@ import msgspec
 from relay.app.application import App
 from relay.app.desk import Order
 from relay.app.listening import listen_message
-from relay.app.process import loop_factory
+from relay.app.process import loop_factory, settle_memory
 from relay.config.tree import Config
 from relay.errors import ClientError, Overloaded
 from relay.planning import Snapshot
@@ -114,6 +114,7 @@ class Worker:
             except OSError as error:
                 sys.stderr.write(listen_message(self._config, error))
                 return 1
+            settle_memory()
             self._channel.tell(Ready(self._generation))
             await app.run()
             self._channel.tell(await self._counted())
