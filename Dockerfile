@@ -23,6 +23,7 @@ RUN pip --python /opt/relay/bin/python install --compile --no-deps .
 FROM python:3.13-slim
 
 ARG VERSION=unreleased
+ARG COMMIT=
 LABEL org.opencontainers.image.title="relay" \
       org.opencontainers.image.description="A streaming reverse proxy for LLM APIs" \
       org.opencontainers.image.licenses="Apache-2.0" \
@@ -32,7 +33,7 @@ LABEL org.opencontainers.image.title="relay" \
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin relay \
  && install -d -o relay -g relay -m 0700 /var/lib/relay
 COPY --from=build /opt/relay /opt/relay
-ENV PATH=/opt/relay/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+ENV RELAY_COMMIT=${COMMIT} PATH=/opt/relay/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 
 USER 10001:10001
 EXPOSE 8080

@@ -29,7 +29,7 @@ _CODES: Final[Mapping[Limit, str]] = {
 }
 _TELLS_WHEN_ASKED: Final = frozenset({Operation.CHAT, Operation.COMPLETIONS})
 _NEVER: Final = "This request asks for more than the limit allows at all: shorten it, or ask for a shorter answer (`max_tokens`)."
-_UNPRICED: Final = "This key has a budget in US dollars, and the relay knows no price for this model."
+_UNPRICED: Final = "This key has a budget in US dollars, and the relay knows no price for a model that may answer this."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,9 +131,7 @@ class Admission:
         """Return what to ask for, and the tokens of the prompt: as estimated, and as this model's reports would have it."""
         choice = plan.left[0]
         upstream, model = choice.target.upstream.name, choice.model or ""
-        price = price_of(prices, f"{upstream}/{model}") if allowance.counts_money else None
-        if allowance.counts_money and price is None:
-            raise ClientError("budget_exhausted", message=_UNPRICED, headers={"x-should-retry": "false"})
+        price = _dearest(plan, prices) if allowance.counts_money else None
         if not allowance.counts_tokens or request.operation not in JSON_OPERATIONS or request.body is None:
             return Demand(scopes=allowance.scopes, tokens=0), 0, 0
         estimated = prompt_tokens(request.body.raw)
@@ -210,6 +208,15 @@ def all_scopes(keys: Iterable[Key], routes: Iterable[Route]) -> Iterator[Scope]:
     for route in routes:
         if route.limits is not None:
             yield Scope(limits=route.limits, route=route.name)
+
+
+def _dearest(plan: RoutePlan, prices: Mapping[str, Price]) -> Price:
+    """Return the highest price of those that may serve the request: a fallback must not cost what was not reserved, or nothing at all."""
+    found = [price_of(prices, f"{choice.target.upstream.name}/{choice.model or ''}") for choice in plan.left]
+    known = [price for price in found if price is not None]
+    if len(known) < len(found):
+        raise ClientError("budget_exhausted", message=_UNPRICED, headers={"x-should-retry": "false"})
+    return max(known, key=lambda price: (price.output, price.input))
 
 
 def _allowance_of(key: Key | None, route: Route) -> Allowance:

@@ -41,7 +41,6 @@ class Attempting:
     __slots__ = (
         "_budget",
         "_call",
-        "_choice",
         "_deadline_at",
         "_exchange",
         "_grace",
@@ -54,6 +53,7 @@ class Attempting:
         "_timeouts",
         "_watchdog",
         "attempt",
+        "choice",
         "claim",
         "done",
         "given_up",
@@ -84,7 +84,7 @@ class Attempting:
         """
         self._loop = asyncio.get_running_loop()
         self._exchange = exchange
-        self._choice = choice
+        self.choice = choice
         self._sink = sink
         self._timeouts = timeouts
         self._budget = budget
@@ -265,7 +265,7 @@ class Attempting:
         assert head is not None
         if self._refusal is not None:
             self._refusal = read_refusal(head, first)
-            is_ours = is_replaced(self._refusal, self._choice)
+            is_ours = is_replaced(self._refusal, self.choice)
             if self._may_fall_back(self._refusal) or is_ours:
                 if not is_ours and self.attempt.body_ended_at is not None:
                     self.given_up = (head, first)
@@ -312,7 +312,7 @@ class Attempting:
     def _refuse_in_stream(self, refusal: UpstreamRefused, body: bytes) -> None:
         """Pass a refusal on as an error event."""
         exchange = self._exchange
-        exchange.outcome = outcome_with(Outcome.COMPLETE, refusal, self._choice)
+        exchange.outcome = outcome_with(Outcome.COMPLETE, refusal, self.choice)
         exchange.error_code = error_answer(refusal).code
         self._sink.cut(refusal_event(exchange.request.operation, refusal, body))
         self._settle(None)
@@ -331,7 +331,7 @@ class Attempting:
 
     def failed(self, error: UpstreamError) -> None:
         """Give the attempt up: nothing of it reached the client."""
-        self._settle(as_told(error, self._refusal, self._choice))
+        self._settle(as_told(error, self._refusal, self.choice))
 
     def ended(self, outcome: Outcome, code: str | None, *, is_clean: bool, can_append: bool) -> None:
         """End the client's answer and say how it went."""
@@ -339,7 +339,7 @@ class Attempting:
         if self.is_alone:
             self._settle(None)
             return
-        exchange.outcome = outcome_with(outcome, self._refusal, self._choice)
+        exchange.outcome = outcome_with(outcome, self._refusal, self.choice)
         exchange.error_code = code
         # The connection may serve another request by now: the client's back-pressure must not reach it.
         self._sink.follow(None)

@@ -21,7 +21,7 @@ from relay.policy.lessons import bounded, learn, learn_beaten, prompt_bytes
 from relay.policy.patience import Patience, patience_of
 from relay.policy.retries import RetryBudget, is_repeatable
 from relay.policy.routing import Choice, RoutePlan
-from relay.policy.slots import Claim
+from relay.policy.slots import Claim, Holds
 from relay.policy.targets import Targets
 from relay.policy.verdicts import judge, status_result
 from relay.ports import Sink, Upload, Upstreams
@@ -61,6 +61,51 @@ class Forwarder:
         `encode` turns a choice, and the credential to use there, into what goes onto the wire. With heartbeats the client's answer may
         have begun by then, with no byte of an upstream in it: the exchange says so.
         """
+        work = self._begin(exchange, plan, sink, encode, upload)
+        course = Course(plan, self._targets, self._retries, work.patience, can_repeat=work.can_repeat, chance=self._chance)
+        try:
+            may_hedge = work.plan.route.hedge is not None and self._note_hedgeable(work)
+            step: Step | None = course.start(monotonic())
+            run: Attempting | None = None
+            error: RelayError | None = None
+            while step is not None:
+                if step.wait_seconds:
+                    # A client that leaves cancels this at once.
+                    await asyncio.sleep(step.wait_seconds)
+                target = step.choice.target
+                # A resend keeps the turn of the attempt that it replaces.
+                turn = work.turns[-1] if step.is_fresh else self._turns.claim(target)
+                if turn is not None and turn.holds is not _SLOT:
+                    turn = await self._turns.wait(turn, work.exchange, target, work.patience.deadline_at)
+                if turn is None:
+                    step = course.crowded(step, monotonic())
+                    if step is None:
+                        _end_crowded(work, course, run, error)
+                    continue
+                run = self._ready(work, course, step, turn)
+                if may_hedge and (delay := self._hedge_delay(work, step.choice)) is not None:
+                    race = Race(work.exchange)
+                    first = Entrant(run, step, partial(self._try, work, course, run, step, turn))
+                    entrant = await race.run(first, delay, partial(self._back_up, work, course))
+                    run, error = entrant.run, entrant.error
+                    may_hedge = not race.has_backup
+                else:
+                    error = await self._try(work, course, run, step, turn)
+                if error is None:
+                    return
+                step = course.go_on() if isinstance(error, UpstreamError) else None
+                if step is None:
+                    work.exchange.advice = course.advice(error_answer(error).status)
+                    raise error
+        finally:
+            course.close()
+            for turn in work.turns:
+                # For an attempt that was given up before it began; the others have given theirs back.
+                turn.give()
+            if work.heart is not None:
+                work.heart.stop()
+
+    def _begin(self, exchange: Exchange, plan: RoutePlan, sink: Sink, encode: Encode, upload: Upload | None) -> "Work":
         exchange.move(State.TRYING)
         work = Work(exchange, plan, sink, encode, upload)
         plan.slots = self._turns.slots
@@ -70,48 +115,9 @@ class Forwarder:
                 # A caller's timeout is that of a single wait: one that hears comments in time does not give up.
                 work.patience = Patience(retry_count=work.patience.retry_count)
             work.heart = Heart(exchange, sink, settings)
-        course = Course(plan, self._targets, self._retries, work.patience, can_repeat=work.can_repeat, chance=self._chance)
-        try:
-            await self._run(work, course)
-        finally:
-            course.close()
-            for turn in work.turns:
-                # For an attempt that was given up before it began; the others have given theirs back.
-                turn.give()
-            if work.heart is not None:
-                work.heart.stop()
+        return work
 
-    async def _run(self, work: "Work", course: Course) -> None:
-        may_hedge = work.plan.route.hedge is not None and self._note_hedgeable(work)
-        step: Step | None = course.start(monotonic())
-        entrant: Entrant | None = None
-        while step is not None:
-            if step.wait_seconds:
-                # A client that leaves cancels this at once.
-                await asyncio.sleep(step.wait_seconds)
-            # A resend keeps the turn of the attempt that it replaces.
-            turn = work.turns[-1] if step.is_fresh else await self._turns.take(work.exchange, step.choice.target, work.patience.deadline_at)
-            if turn is None:
-                step = course.crowded(step, monotonic())
-                if step is None:
-                    _end_crowded(work, course, entrant)
-                continue
-            entrant = self._enter(work, course, step, turn)
-            if may_hedge and (delay := self._hedge_delay(work, step.choice)) is not None:
-                race = Race(work.exchange)
-                entrant = await race.run(entrant, delay, partial(self._back_up, work, course))
-                may_hedge = not race.has_backup
-            else:
-                entrant.error = await entrant.try_()
-            error = entrant.error
-            if error is None:
-                return
-            step = course.go_on() if isinstance(error, UpstreamError) else None
-            if step is None:
-                work.exchange.advice = course.advice(error_answer(error).status)
-                raise error
-
-    def _enter(self, work: "Work", course: Course, step: Step, turn: Claim) -> Entrant:
+    def _ready(self, work: "Work", course: Course, step: Step, turn: Claim) -> Attempting:
         """Make ready one attempt."""
         work.turns.append(turn)
         exchange, plan, choice = work.exchange, work.plan, step.choice
@@ -139,7 +145,7 @@ class Forwarder:
             run.claim = work.heart.follow
         run.attempt.is_resend = step.is_fresh
         exchange.attempts.append(run.attempt)
-        return Entrant(run, step, partial(self._try, work, course, run, step, turn))
+        return run
 
     def _note_hedgeable(self, work: "Work") -> bool:
         """Count a request of a route with backups; tell whether it may have one."""
@@ -162,7 +168,10 @@ class Forwarder:
             return None
         step = course.back_up(now, lambda: self._targets.hedging(work.plan.route).may_hedge(now, hedge.at_most))
         turn = None if step is None else self._turns.take_free(step.choice.target)
-        return None if step is None or turn is None else self._enter(work, course, step, turn)
+        if step is None or turn is None:
+            return None
+        run = self._ready(work, course, step, turn)
+        return Entrant(run, step, partial(self._try, work, course, run, step, turn))
 
     async def _try(self, work: "Work", course: Course, run: Attempting, step: Step, turn: Claim) -> RelayError | None:
         exchange, attempt, choice = work.exchange, run.attempt, step.choice
@@ -200,6 +209,9 @@ class Forwarder:
 
     def _ended(self, exchange: Exchange, attempt: Attempt, step: Step) -> None:
         """Take note of how an attempt's answer ended, or that there will be none."""
+        if exchange.outcome is _COMPLETE:
+            attempt.result = _SUCCESS
+            return
         _mark(attempt, exchange)
         if exchange.outcome in _BROKEN and exchange.error_code != Phase.TOTAL.value:
             step.trial.broke(monotonic(), self._chance())
@@ -233,19 +245,23 @@ class Running(Protocol):
         """Take note of an attempt that is over."""
 
 
+# Members of an enumeration take their time to look up, and every attempt comes by here.
+_COMPLETE: Final = Outcome.COMPLETE
+_SUCCESS: Final = AttemptResult.SUCCESS
+_SLOT: Final = Holds.SLOT
 _BROKEN: Final = frozenset({Outcome.UPSTREAM_CUT, Outcome.UPSTREAM_STALLED, Outcome.UPSTREAM_ERROR})
 
 
-def _end_crowded(work: Work, course: Course, last: Entrant | None) -> None:
+def _end_crowded(work: Work, course: Course, last: Attempting | None, error: RelayError | None) -> None:
     """End an exchange that got no turn at the targets that were left: what the last attempt was refused with is its answer after all."""
-    if last is None or last.error is None:
+    if last is None or error is None:
         raise Overloaded
-    error, exchange, kept = last.error, work.exchange, last.run.given_up
+    exchange, kept = work.exchange, last.given_up
     if not isinstance(error, UpstreamRefused) or kept is None:
         exchange.advice = course.advice(error_answer(error).status)
         raise error
     head, body = kept
-    exchange.outcome = outcome_with(Outcome.COMPLETE, error, last.step.choice)
+    exchange.outcome = outcome_with(Outcome.COMPLETE, error, last.choice)
     exchange.advice = course.advice(error.status)
     if exchange.is_begun_early:
         exchange.is_begun_early = False
@@ -279,7 +295,5 @@ def _mark(attempt: Attempt, exchange: Exchange) -> None:
             attempt.result = AttemptResult.ERROR_EVENT
         case Outcome.REJECTED | Outcome.UPSTREAM_FAILED if attempt.head is not None:
             attempt.result = status_result(attempt.head.status)
-        case Outcome.COMPLETE:
-            attempt.result = AttemptResult.SUCCESS
         case _:
             attempt.result = AttemptResult.CANCELLED

@@ -28,11 +28,12 @@ class Turns:
         """Return how many exchanges of each route wait; those of routes where some ever did."""
         return self._queued
 
-    async def take(self, exchange: Exchange, target: Target, deadline_at: float) -> Claim | None:
-        """Take a slot, waiting for it until `deadline_at` at most; None when there is none in time. The slot has to be given back."""
-        claim = self.slots.of(target.upstream.name).claim()
-        if claim is None or claim.holds is Holds.SLOT:
-            return claim
+    def claim(self, target: Target) -> Claim | None:
+        """Take a slot, or a place in the queue for one; None when there is neither. It has to be given back."""
+        return self.slots.of(target.upstream.name).claim()
+
+    async def wait(self, claim: Claim, exchange: Exchange, target: Target, deadline_at: float) -> Claim | None:
+        """Wait until `claim` is a slot, until `deadline_at` at most; None, and it holds nothing any more, when it is none in time."""
         route = exchange.route
         assert route is not None
         began_at = monotonic()

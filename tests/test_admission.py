@@ -186,6 +186,18 @@ async def test_money_is_reserved_and_settled_by_the_price_of_the_model(bed: Bed)
     assert bed.limiter.ends == [("settle", 30, 10_000 + 40_000)]
 
 
+async def test_money_is_reserved_for_the_dearest_target_that_may_answer(bed: Bed) -> None:
+    dear = Target(upstream=Upstream(name="dear", base_url="http://dear/v1"), model="m")
+    route = Route(name="fast", targets=(TARGET,), fallbacks=(dear,), timeouts=Timeouts())
+    plan = Router({"fast": route}, None).plan("fast", None)
+    prices = {**PRICES, "dear/m": Price(input=10.0, output=20.0, cached=10.0)}
+    await bed.admission.admit(exchange(DOLLARS, max_tokens=100), plan, prices)
+    demand = bed.limiter.asked[0]
+    assert demand.cost == 10_000 * (demand.tokens - 100) + 20_000 * 100
+    with pytest.raises(ClientError, match="budget_exhausted"):
+        await bed.admission.admit(exchange(DOLLARS, max_tokens=100), plan, PRICES)
+
+
 @pytest.mark.parametrize("operation", [Operation.CHAT, Operation.OTHER])
 async def test_a_budget_in_money_admits_no_model_without_a_price(bed: Bed, operation: Operation) -> None:
     with pytest.raises(ClientError) as raised:

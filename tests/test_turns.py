@@ -11,7 +11,7 @@ import pytest
 from relay.config.tree import Config, Route, Target, Timeouts, Upstream, UpstreamLimits
 from relay.errors import Draining
 from relay.exchange import ClientRequest, Exchange, Operation
-from relay.policy.slots import AllSlots, Claim
+from relay.policy.slots import AllSlots, Claim, Holds
 from relay.turns import Turns
 
 LONG = 30.0
@@ -35,7 +35,10 @@ class Bed:
         return Exchange(request=request, route=self.route)
 
     async def take(self, exchange: Exchange | None = None, deadline_at: float = inf) -> Claim | None:
-        return await self.turns.take(exchange or self.exchange(), self.target, deadline_at)
+        claim = self.turns.claim(self.target)
+        if claim is None or claim.holds is Holds.SLOT:
+            return claim
+        return await self.turns.wait(claim, exchange or self.exchange(), self.target, deadline_at)
 
     async def held(self) -> Claim:
         claim = await self.take()

@@ -15,12 +15,13 @@ SWEEP_SECONDS = 1.0
 class Accounts:
     """The limiter of one relay."""
 
-    __slots__ = ("_log", "_redis", "ledger")
+    __slots__ = ("_log", "_own", "_redis", "_was_stalled", "ledger")
 
     def __init__(self, directory: str | None, redis: Redis | None, log: Any) -> None:
         """Count in `directory`, or in memory, and in `redis` if there is one. Raises StateFileUnusable, RedisUnusable."""
         self._log = log
-        own = open_ledger(directory)
+        self._own = own = open_ledger(directory)
+        self._was_stalled = False
         self._redis = None if redis is None else RedisLimiter(redis.url.reveal(), redis.replicas, redis.timeout, own, self._tell)
         self.ledger: Ledger | RedisLimiter = own if self._redis is None else self._redis
 
@@ -31,14 +32,26 @@ class Accounts:
 
     @property
     def is_degraded(self) -> bool:
-        """Tell whether limits are counted here alone though others share them."""
-        return self._redis is not None and self._redis.is_degraded
+        """Tell whether limits are counted here alone though others share them, or cannot be counted at all."""
+        return self._own.is_stalled or (self._redis is not None and self._redis.is_degraded)
 
     def _tell(self, reason: str | None) -> None:
         if reason is None:
             self._log.info("limits", result="shared", message="Redis is back: limits are counted there")
         else:
             self._log.warning("limits", result="degraded", reason=reason, message="Redis is away: limits are counted here, each in part")
+
+    def _tell_of_stall(self) -> None:
+        if self._own.is_stalled == self._was_stalled:
+            return
+        self._was_stalled = not self._was_stalled
+        if self._was_stalled:
+            message = (
+                "a process that shares the limits was stopped while it counted: requests with limits are refused until it goes on or dies"
+            )
+            self._log.error("limits", result="stalled", message=message)
+        else:
+            self._log.info("limits", result="shared", message="limits can be counted again")
 
     def know(self, config: Config) -> None:
         """Forget what the configuration does not limit any more."""
@@ -68,6 +81,7 @@ class Accounts:
     def sweep(self, in_flight: int, violated: Callable[[str], None]) -> None:
         """Give back what dead processes held, and check the identities."""
         broken = set(self.ledger.sweep())
+        self._tell_of_stall()
         if self.ledger.granted > in_flight:
             # Every grant belongs to an exchange that has not ended.
             broken.add(SLOTS_IDENTITY)

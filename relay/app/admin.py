@@ -6,18 +6,15 @@ resolves there; it cannot do so without `Origin` or a foreign `Host`, and not wi
 """
 
 import ipaddress
-from time import monotonic
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 from urllib.parse import unquote
 
 import msgspec
 
-from relay.config.tree import Config
-from relay.errors import ClientError, error_answer
+from relay.app.desk import Order
+from relay.errors import ClientError, RelayError, error_answer
 from relay.exchange import Headers, header
-from relay.policy.breaker import Cause, Health
-from relay.policy.slots import AllSlots
-from relay.policy.targets import Targets
 from relay.transport.downstream import HttpArrival
 from relay.transport.sink import ClientSink
 
@@ -37,17 +34,11 @@ class _Rest(msgspec.Struct, forbid_unknown_fields=True):
 class Admin:
     """Answers what is below /admin/."""
 
-    __slots__ = ("_config", "_log", "_slots", "_targets")
+    __slots__ = ("_carry_out",)
 
-    def __init__(self, config: Config, targets: Targets, slots: AllSlots, log: Any) -> None:
-        self._config = config
-        self._targets = targets
-        self._slots = slots
-        self._log = log
-
-    def know(self, config: Config) -> None:
-        """Tell of the targets of a new configuration."""
-        self._config = config
+    def __init__(self, carry_out: Callable[[Order], Awaitable[dict[str, Any]]]) -> None:
+        """Have what is asked done, here or in all workers, by `carry_out`; that raises RelayError, unknown_target for one."""
+        self._carry_out = carry_out
 
     async def answer(self, arrival: HttpArrival, sink: ClientSink) -> None:
         """Answer one request."""
@@ -56,7 +47,7 @@ class Admin:
                 raise arrival.fault
             check_local(arrival.headers)
             value = await self._act(arrival)
-        except ClientError as error:
+        except RelayError as error:
             refusal = error_answer(error)
             sink.answer(refusal.status, [_JSON, (b"x-relay-error", refusal.code.encode("ascii"))], refusal.body())
             return
@@ -66,62 +57,19 @@ class Admin:
         if arrival.path == f"{PREFIX}targets":
             if arrival.method not in ("GET", "HEAD"):
                 raise ClientError("method_not_allowed")
-            return self._report(monotonic())
+            return await self._carry_out(Order())
         name, action = _target_in(arrival.path)
         if arrival.method != "POST":
             raise ClientError("method_not_allowed")
         if (header(arrival.headers, b"content-type") or b"").split(b";", 1)[0].strip().lower() != b"application/json":
             raise ClientError("invalid_body", message="Send the header `content-type: application/json`.")
         body = await arrival.read(MAX_BODY, READ_SECONDS)
-        known = {target.name for route in self._config.routes.values() for target in route.all_targets}
-        if name not in known:
-            raise ClientError("unknown_target")
-        now = monotonic()
-        seconds = None
-        if action == "rest":
-            seconds = _seconds_in(body)
-            self._targets.rest(name, now, seconds)
-        else:
-            self._targets.bring_back(name, now)
-        self._log.warning("admin", action=action, target=name, seconds=seconds)
-        return next(entry for entry in self._report(now)["targets"] if entry["target"] == name)
-
-    def _report(self, now: float) -> dict[str, Any]:
-        routes: dict[str, list[str]] = {}
-        for route in self._config.routes.values():
-            for target in route.all_targets:
-                routes.setdefault(target.name, []).append(route.name)
-        targets = []
-        for standing in self._targets.standings(now):
-            pace = self._targets.pace(standing.name)
-            is_well = standing.health is Health.HEALTHY
-            targets.append(
-                {
-                    "target": standing.name,
-                    "routes": routes.get(standing.name, []),
-                    "health": standing.health.value,
-                    "rest_seconds": round(standing.rest_seconds, 3),
-                    "cause": None if is_well else _cause(self._targets.cause(standing.name, now)),
-                    "trips": standing.trips,
-                    "time_to_first_token_seconds": None if pace is None else round(pace, 4),
-                    "in_flight": self._targets.in_flight(standing.name),
-                }
-            )
-        return {"targets": targets, "upstreams": self._upstreams(now)}
-
-    def _upstreams(self, now: float) -> list[dict[str, Any]]:
-        credentials = self._targets.credentials(now)
-        loads = {load.upstream: load for load in self._slots.loads()}
-        return [
-            {
-                "upstream": name,
-                "in_flight": loads[name].held,
-                "waiting": loads[name].waiting,
-                "concurrency": upstream.limits.concurrency,
-                "credentials": dict(credentials.get(name, {})),
-            }
-            for name, upstream in self._config.upstreams.items()
-        ]
+        seconds = _seconds_in(body) if action == "rest" else None
+        report = await self._carry_out(Order(target=name, seconds=seconds))
+        found = next((entry for entry in report["targets"] if entry["target"] == name), None)
+        if found is None:
+            raise ClientError("unknown_target")  # a reload took it out meanwhile
+        return found  # type: ignore[no-any-return]
 
 
 def check_local(headers: Headers) -> None:
@@ -159,8 +107,3 @@ def _seconds_in(body: bytes) -> float:
     if not 0 < seconds <= MAX_REST_SECONDS:
         raise ClientError("invalid_value", param="seconds", message='Send {"seconds": 60}: more than 0, at most a week.')
     return seconds
-
-
-def _cause(cause: Cause | None) -> str:
-    # Of a target that is well itself, the credentials rest.
-    return "credentials" if cause is None else cause.value

@@ -20,6 +20,7 @@ from relay.app.accounts import Accounts
 from relay.app.admin import Admin
 from relay.app.checks import HealthChecks
 from relay.app.crew import Crew
+from relay.app.desk import Desk, Order, log_fields
 from relay.app.keywatch import KeyWatch
 from relay.app.listening import listen, max_connections, serve, url_of
 from relay.app.pages import Pages
@@ -91,7 +92,7 @@ class App:
         self._lateness = Lateness()
         self._lag: LagTimer | None = None
         self._checks = HealthChecks(self._ask_health, self._targets, self._log, random.random)
-        self._admin = Admin(config, self._targets, self._turns.slots, self._log)
+        self.desk = Desk(config, self._targets, self._turns.slots)
         self._demo: DemoServer | None = None
         self._demo_url = ""
         self._gateway: Gateway | None = None
@@ -164,10 +165,18 @@ class App:
     async def _serve(self, sock: socket.socket, pages: dict[str, Page], gateway: Gateway | None) -> None:
         settings = self._bound.server
         limit = max_connections(settings, 1 if self._crew is None else self._crew.total)
-        # Whoever can see the numbers of the process from its own machine may also steer it. One of several would answer for itself alone.
-        has_admin = self._crew is None and "/metrics" in pages and is_loopback(sock.getsockname()[0])
-        downstream = Downstream(gateway, settings, pages, admin=self._admin if has_admin else None)
+        # Whoever can see the numbers of the process from its own machine may also steer it.
+        has_admin = "/metrics" in pages and is_loopback(sock.getsockname()[0])
+        downstream = Downstream(gateway, settings, pages, admin=Admin(self._carry_out) if has_admin else None)
         self._servers.append(await serve(sock, downstream, limit, self._on_failure))
+
+    async def _carry_out(self, order: Order) -> dict[str, Any]:
+        if self._crew is not None:
+            return await self._crew.carry_out(order)
+        report = self.desk.carry_out(order, monotonic())
+        if order.target is not None:
+            self._log.warning("admin", **log_fields(order))
+        return report
 
     async def _start_demo(self, config: Config) -> None:
         if self._demo is None and any(upstream.kind is Kind.DEMO for upstream in config.upstreams.values()):
@@ -250,7 +259,7 @@ class App:
         self._turns.slots.know(config)
         self._gateway.snapshot = snapshot
         self._checks.know(config)
-        self._admin.know(config)
+        self.desk.know(config)
         if self._accounts is not None:
             self._accounts.know(config)
         self._key_watch.follow(config.key_store)

@@ -1,7 +1,8 @@
 """What a relay that is one of several worker processes needs of the others."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
+from relay.app.desk import Order
 from relay.planning import Siblings
 
 
@@ -16,3 +17,6 @@ class Crew(Siblings, Protocol):
 
     async def page(self, path: str, accept: str) -> tuple[int, bytes, bytes]:
         """Return status, content type and body of a page that speaks for all workers."""
+
+    async def carry_out(self, order: Order) -> dict[str, Any]:
+        """Have all workers do what a person asks for, and report. Raises RelayError."""

@@ -6,6 +6,7 @@ from typing import Final
 
 from relay.app.crew import Crew
 from relay.exchange import Headers, header
+from relay.telemetry.exposition import PAUSE_SECONDS
 from relay.telemetry.metrics import Metrics
 from relay.transport.downstream import Page
 
@@ -59,5 +60,5 @@ class Pages:
         page = []
         for piece in slices:
             page.append(piece)
-            await asyncio.sleep(0)  # streams go on between two slices
+            await asyncio.sleep(PAUSE_SECONDS)  # streams go on between two slices
         return 200, content_type, b"".join(page)

@@ -14,6 +14,7 @@ from relay.config.report import Report
 from relay.config.routes import RouteBuilder, merge_timeouts
 from relay.config.sections import Draft
 from relay.config.tree import Config, Redis, Route, Server, Slo, Timeouts, Tracing, Upstream, Usage
+from relay.config.variables import commit_of
 
 
 def build(
@@ -56,6 +57,7 @@ def build(
         default_model=draft.default_model,
         warnings=tuple(report.warnings),
         source=report.file,
+        commit=commit_of(environ),
     )
 
 

@@ -9,6 +9,7 @@ from relay.config.origins import environment_proxy
 from relay.config.problems import ConfigInvalid, Problem
 from relay.config.tree import Config, Kind, Route, Server, Target, Upstream
 from relay.config.values import parse_model, parse_secret
+from relay.config.variables import commit_of
 from relay.config.vendors import VENDORS, vendor_of
 
 _SOURCE: Final = "environment"
@@ -40,6 +41,7 @@ def discover(environ: Mapping[str, str], *, has_ollama: bool, listen: str | None
         metrics=place_metrics(None, (host, port)),
         default_model=default_model,
         source=_SOURCE,
+        commit=commit_of(environ),
     )
 
 

@@ -86,13 +86,12 @@ class Upstream:
     limits: UpstreamLimits = field(default_factory=UpstreamLimits)
     health: HealthCheck | None = None
     """How it is asked whether it is well, beside what requests tell; None for not at all."""
+    credentials: tuple[Secret | None, ...] = field(init=False, repr=False, compare=False)
+    """The relay's own credentials, the first to be used first; None stands for the one in a file. Made once: every attempt asks."""
 
-    @property
-    def credentials(self) -> tuple[Secret | None, ...]:
-        """Return the relay's own credentials, the first to be used first; None stands for the one in a file."""
-        if self.api_keys:
-            return self.api_keys
-        return (self.api_key,) if self.api_key is not None or self.api_key_file is not None else ()
+    def __post_init__(self) -> None:
+        only = (self.api_key,) if self.api_key is not None or self.api_key_file is not None else ()
+        object.__setattr__(self, "credentials", self.api_keys or only)
 
 
 class Period(Enum):
@@ -146,11 +145,11 @@ class Target:
     """Its share among the targets of a balanced route."""
     timeouts: Timeouts | None = None
     """What holds for attempts at it, route and upstream taken in; None where only the route's are known."""
+    name: str = field(init=False, repr=False, compare=False)
+    """Upstream and model there, as in the configuration: the same on every route. Made once: every attempt asks."""
 
-    @property
-    def name(self) -> str:
-        """Return upstream and model there, as in the configuration: the same on every route."""
-        return f"{self.upstream.name}/{self.model or '*'}"
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", f"{self.upstream.name}/{self.model or '*'}")
 
 
 class Strategy(Enum):
@@ -380,6 +379,8 @@ class Config:
     """What the loader accepted but a person should know."""
     source: str = "environment"
     """The file this came from, for messages."""
+    commit: str = "unknown"
+    """The commit that the relay was built from, as RELAY_COMMIT says."""
 
     @property
     def asks_for_key(self) -> bool:

@@ -70,3 +70,13 @@ def _from_environment(name: str, form: str | None, rest: str | None, environ: Ma
         raise ValueError(f"environment variable {name} {state}: {shown(rest)}")
     hint = did_you_mean(name, environ) if value is None else f"; write ${{{name}:-}} where nothing is meant"
     raise ValueError(f"environment variable {name} {state}{hint}")
+
+
+def commit_of(environ: Mapping[str, str]) -> str:
+    """Return the commit that RELAY_COMMIT names, `unknown` where it names none: whoever builds an image sets it."""
+    commit = environ.get("RELAY_COMMIT", "")
+    return commit.lower() if _COMMIT.fullmatch(commit) else "unknown"
+
+
+_COMMIT: Final = re.compile(r"[0-9A-Fa-f]{7,64}")
+"""A hash of Git, whole or shortened; anything else would be a label that anybody may fill."""

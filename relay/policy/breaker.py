@@ -64,6 +64,7 @@ class Breaker:
         "_epoch",
         "_has_to_probe",
         "_healthy_since",
+        "_permit",
         "_probe_at",
         "_probe_seconds",
         "_recent",
@@ -76,6 +77,8 @@ class Breaker:
         self._recent = Window(WINDOW_SECONDS)
         self._consecutive = 0
         self._epoch = 0
+        self._permit = Permit(epoch=0, is_probe=False)
+        """What everybody gets who is no probe, as long as the epoch lasts: permits have no identity."""
         self._until: float | None = None
         self._cause = Cause.FAILURES
         self._has_to_probe = False
@@ -104,6 +107,8 @@ class Breaker:
 
     def may_try(self, now: float) -> bool:
         """Tell whether `begin` would give a permit."""
+        if self._until is None:
+            return True
         match self.health(now):
             case Health.HEALTHY:
                 return True
@@ -114,15 +119,16 @@ class Breaker:
 
     def begin(self, now: float, *, is_forced: bool = False) -> Permit | None:
         """Take the right to an attempt, None while resting; `is_forced` never gets None. The first after a rest is the probe."""
-        if self._until is not None and self.health(now) is Health.HEALTHY:
-            self._recover(now)
         if self._until is None:
-            return Permit(epoch=self._epoch, is_probe=False)
+            return self._permit
+        if self.health(now) is Health.HEALTHY:
+            self._recover(now)
+            return self._permit
         if self.may_try(now):
             self._probe_at = now
-            self._epoch += 1
+            self._turn_over()
             return Permit(epoch=self._epoch, is_probe=True)
-        return Permit(epoch=self._epoch, is_probe=False) if is_forced else None
+        return self._permit if is_forced else None
 
     def succeeded(self, permit: Permit, now: float) -> None:
         """Take a success: it ends a run of failures, and any rest it was tried in."""
@@ -166,7 +172,7 @@ class Breaker:
         self._until = max(until, self._until) if is_resting and self._until is not None else until
         self._cause = cause
         self._probe_at = None
-        self._epoch += 1
+        self._turn_over()
 
     def seems_ill(self, now: float, seconds: float) -> None:
         """Take a bad sign from outside: rest for `seconds`, unless there is a rest for another reason."""
@@ -186,6 +192,10 @@ class Breaker:
         elif self._cause is Cause.FAILURES:
             self._until = min(self._until, now)
 
+    def _turn_over(self) -> None:
+        self._epoch += 1
+        self._permit = Permit(epoch=self._epoch, is_probe=False)
+
     def bring_back(self, now: float) -> None:
         """End any rest, and forget the failures that led to it."""
         self.trips = 0
@@ -197,7 +207,7 @@ class Breaker:
         self._consecutive = 0
         self._recent.clear()
         self._healthy_since = now
-        self._epoch += 1
+        self._turn_over()
 
     def _trip(self, now: float, chance: float, at_least: float, *, in_a_row: bool) -> None:
         self.trips = self.trips + 1 if in_a_row else 1
@@ -206,7 +216,7 @@ class Breaker:
         self._cause = Cause.FAILURES
         self._has_to_probe = True
         self._probe_at = None
-        self._epoch += 1
+        self._turn_over()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

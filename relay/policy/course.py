@@ -23,9 +23,9 @@ _ASKED_AGAIN: Final = frozenset({408, 409, 429})
 """Statuses below 500 that official SDKs try again by themselves."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, eq=False)
 class Step:
-    """One attempt to make."""
+    """One attempt to make. Not frozen, which would cost every request a microsecond; nobody changes it."""
 
     choice: Choice
     trial: Trial
@@ -94,7 +94,7 @@ class Course:
             is_last = not self._plan.has_more or self._tries >= MAX_TRIES
             trial = self._targets.begin(choice.target, now, is_forced=is_last)
             if trial is not None:
-                return self._entered(Step(choice=choice, trial=trial))
+                return self._entered(Step(choice, trial))
 
     def back_up(self, now: float, may_hedge: Callable[[], bool]) -> Step | None:
         """Return a step to make beside the one under way, if `may_hedge` allows it; None when it is beyond any bound."""
@@ -110,7 +110,7 @@ class Course:
         assert trial is not None
         # Two attempts are under way: that one's connection was stale shall not bring a third.
         self._was_resent = self._has_moved = True
-        return self._entered(Step(choice=choice, trial=trial))
+        return self._entered(Step(choice, trial))
 
     def failed(self, step: Step, error: UpstreamError, now: float, *, was_sent: bool = True, was_reused: bool = False) -> bool:
         """Judge the failure of `step`; return whether it is given up for another step, or for an attempt that still runs.
@@ -137,7 +137,7 @@ class Course:
             self._tries += 1
             trial = self._targets.begin(choice.target, now)
             if trial is not None:
-                return self._entered(Step(choice=choice, trial=trial))
+                return self._entered(Step(choice, trial))
         return None
 
     @property
@@ -172,7 +172,7 @@ class Course:
         if self._can_resend(error, now, was_reused=was_reused):
             # With the same permit and outside of the budget: that a kept connection was stale says nothing of the target.
             self._was_resent = True
-            return Step(choice=step.choice, trial=step.trial, is_fresh=True)
+            return Step(step.choice, step.trial, is_fresh=True)
         verdict = judge(error, step.choice)
         step.trial.failed(verdict, now, self._chance())
         self._sent += was_sent
@@ -209,7 +209,7 @@ class Course:
             trial = self._targets.begin(choice.target, now)
             assert trial is not None
             self._has_moved = True
-            return Step(choice=choice, trial=trial)
+            return Step(choice, trial)
         return None
 
     def _offers(self, step: Step, verdict: Verdict) -> Iterator[Choice]:
@@ -232,4 +232,4 @@ class Course:
         trial = self._targets.begin(choice.target, now, is_forced=True)
         assert trial is not None
         self._repeats += 1
-        return Step(choice=choice, trial=trial, wait_seconds=wait)
+        return Step(choice, trial, wait)

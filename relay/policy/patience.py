@@ -42,6 +42,9 @@ class Patience:
         return now < self.deadline_at and now + expected_seconds <= self.deadline_at
 
 
+_SAID_NOTHING: Final = Patience()
+
+
 def patience_of(request: ClientRequest) -> Patience:
     """Read the caller's patience off its request; values that are no positive number of at most a day count as absent."""
     seconds = inf
@@ -61,7 +64,7 @@ def patience_of(request: ClientRequest) -> Patience:
             case _:
                 continue
     if seconds == inf:
-        return Patience(retry_count=retry_count)
+        return Patience(retry_count=retry_count) if retry_count else _SAID_NOTHING
     margin = min(MARGIN_SECONDS, MARGIN_SHARE * seconds)
     return Patience(deadline_at=request.received_at + seconds - margin, retry_count=retry_count)
 

@@ -7,6 +7,7 @@ giving back twice does nothing. While anybody waits no slot is free, so nobody o
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import Final
 
 from relay.config.tree import Config, UpstreamLimits
 
@@ -17,6 +18,12 @@ class Holds(Enum):
     SLOT = "slot"
     PLACE = "place"
     NOTHING = "nothing"
+
+
+_SLOT: Final = Holds.SLOT
+_PLACE: Final = Holds.PLACE
+_NOTHING: Final = Holds.NOTHING
+"""Members of an enumeration take their time to look up, and every attempt comes by here."""
 
 
 class Claim:
@@ -32,10 +39,10 @@ class Claim:
 
     def give(self) -> None:
         """Give back the slot, or the place in the queue."""
-        holds, self.holds = self.holds, Holds.NOTHING
-        if holds is Holds.SLOT:
+        holds, self.holds = self.holds, _NOTHING
+        if holds is _SLOT:
             self._slots.took_back()
-        elif holds is Holds.PLACE:
+        elif holds is _PLACE:
             self._slots.left(self)
 
 
@@ -69,12 +76,12 @@ class Slots:
 
     def claim(self) -> Claim | None:
         """Take a slot, else a place in the queue; None when there is neither."""
-        if not self.is_full:
+        if self._concurrency is None or self.held < self._concurrency:
             self.held += 1
-            return Claim(self, Holds.SLOT)
+            return Claim(self, _SLOT)
         if self.is_crowded:
             return None
-        claim = Claim(self, Holds.PLACE)
+        claim = Claim(self, _PLACE)
         self._waiting[claim] = None
         return claim
 
@@ -87,7 +94,8 @@ class Slots:
     def took_back(self) -> None:
         """Take a slot back: the one who has waited longest gets it."""
         self.held -= 1
-        self._serve()
+        if self._waiting:
+            self._serve()
 
     def left(self, claim: Claim) -> None:
         """Take a place in the queue back."""

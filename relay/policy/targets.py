@@ -48,7 +48,7 @@ class Targets:
         return usable(targets, lambda target: self.may_try(target, now), lambda target: self.rest_left(target, now))
 
     def _positions(self, route: Route, request: ClientRequest, chance: float) -> Sequence[int]:
-        names = [name_of(target) for target in route.targets]
+        names = [target.name for target in route.targets]
         weights = [target.weight for target in route.targets]
         key = _affinity_key(route.affinity, request)
         if key is not None:
@@ -65,7 +65,7 @@ class Targets:
 
     def breaker(self, target: Target) -> Breaker:
         """Return the health of one target; of one that a reload has removed, a new one that nobody keeps."""
-        name = name_of(target)
+        name = target.name
         return self._healths.of(name) if name in self._known else Breaker()
 
     def begin(self, target: Target, now: float, *, is_forced: bool = False) -> Trial | None:
@@ -74,8 +74,8 @@ class Targets:
         credentials = self._credentials.of(target.upstream)
         if not credentials:
             permit = breaker.begin(now, is_forced=is_forced)
-            return None if permit is None else Trial(breaker, permit)
-        name = name_of(target)
+            return None if permit is None else Trial((breaker, permit))
+        name = target.name
         chosen = next_credential(credentials, name, now)
         if chosen is None and is_forced:
             chosen = min(credentials, key=lambda each: each.rest_left(name, now))
@@ -91,18 +91,18 @@ class Targets:
             at_permit = at.begin(now, is_forced=True)
             assert at_permit is not None
             place = (at, at_permit)
-        return Trial(breaker, permit, credential=chosen.secret, account=(account, held), place=place)
+        return Trial((breaker, permit), credential=chosen.secret, account=(account, held), place=place)
 
     def may_try(self, target: Target, now: float) -> bool:
         """Tell whether `begin` would give a trial."""
         if not self.breaker(target).may_try(now):
             return False
         credentials = self._credentials.of(target.upstream)
-        return not credentials or next_credential(credentials, name_of(target), now) is not None
+        return not credentials or next_credential(credentials, target.name, now) is not None
 
     def rest_left(self, target: Target, now: float) -> float:
         """Return how many seconds of rest are left, the target's or all its credentials'; 0 when a try is due."""
-        name = name_of(target)
+        name = target.name
         credentials = self._credentials.of(target.upstream)
         spent = min((_credential_rest(each, name, now, is_only=len(credentials) == 1) for each in credentials), default=0.0)
         return max(self.breaker(target).rest_left(now), spent)
@@ -113,12 +113,12 @@ class Targets:
 
     def began(self, target: Target) -> None:
         """Count an attempt in."""
-        name = name_of(target)
+        name = target.name
         self._in_flight[name] = self._in_flight.get(name, 0) + 1
 
     def ended(self, target: Target) -> None:
         """Count an attempt out."""
-        name = name_of(target)
+        name = target.name
         left = self._in_flight.pop(name) - 1
         if left:
             # Without a zero for each name that ever was: reloads may bring many.
@@ -126,7 +126,7 @@ class Targets:
 
     def answered(self, target: Target, seconds: float) -> None:
         """Learn how long a target took to its first content."""
-        name = name_of(target)
+        name = target.name
         if name not in self._known:
             return
         pace = self._paces.get(name, seconds)
@@ -136,7 +136,7 @@ class Targets:
         """Return what was learned of the time that answers to such requests take; None where nothing is learned."""
         if not self._lessons or request.body is None:
             return None
-        both = self._lessons.get(name_of(target))
+        both = self._lessons.get(target.name)
         return None if both is None else both[request.is_stream]
 
     def hedging(self, route: Route) -> Hedging:
@@ -185,7 +185,7 @@ class Targets:
 
     def know(self, config: Config) -> None:
         """Forget what a new configuration no longer names."""
-        self._known = {name_of(target): target for route in config.routes.values() for target in route.all_targets}
+        self._known = {target.name: target for route in config.routes.values() for target in route.all_targets}
         names = frozenset(self._known)
         self._healths.keep(names)
         self._credentials.know(config, names)
@@ -194,7 +194,7 @@ class Targets:
         self._hedgings = {name: hedging for name, hedging in self._hedgings.items() if name in config.routes}
         self._lessons = {
             name: self._lessons.get(name) or (LearnedDeadline(), LearnedDeadline())
-            for name in {name_of(target) for route in config.routes.values() for target in _learners(route)}
+            for name in {target.name for route in config.routes.values() for target in _learners(route)}
         }
 
 
@@ -208,11 +208,6 @@ def _learners(route: Route) -> Iterator[Target]:
     for target in route.all_targets:
         if needs_p95 or (target.timeouts or route.timeouts).first_token_auto:
             yield target
-
-
-def name_of(target: Target) -> str:
-    """Return a target's name."""
-    return target.name
 
 
 def _affinity_key(rule: Affinity, request: ClientRequest) -> bytes | None:

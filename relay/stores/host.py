@@ -10,8 +10,10 @@ the sums right again. What a process held stands in its own column; it is alive 
 column whose file can be locked belongs to nobody and is given back by whoever sweeps next. No clock decides, so a
 process that was merely stopped keeps what it holds.
 
-The lock is held for some microseconds and nothing in between waits. A process that is stopped by a signal in just these makes
-the others wait: the one wait here that has no bound of its own.
+The lock is held for some microseconds and nothing in between waits; on a busy machine its holder may be off the core for some
+milliseconds. A process that a signal stops in just these microseconds stalls the table: the others wait for it once, not for long, and
+then only look now and then. Requests that have a limit are refused meanwhile and those in flight go on; what they used is counted
+when the process goes on, or is dead.
 
 After the machine's restart the monotonic clock begins anew: minutes are forgotten then, budgets are not.
 """
@@ -22,10 +24,11 @@ import mmap
 import os
 from collections.abc import Set
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Final
 
 from relay.policy.accounts import ACCOUNT_CELLS, MAX_WORKERS, Account
-from relay.stores.ledger import monotonic_ms
+from relay.stores.ledger import Stalled, monotonic_ms
 
 _MAGIC: Final = 0x72656C61796C696D
 """The letters `relaylim`."""
@@ -39,6 +42,15 @@ _SEGMENT: Final = 64
 """Accounts in one map: each map costs a descriptor."""
 _MAX_ACCOUNTS: Final = 65_536
 
+WAIT_SECONDS: Final = 0.25
+"""Until a lock's holder counts as stopped: many times what a core that is shared by many makes it wait."""
+START_WAIT_SECONDS: Final = 5.0
+_LOOK_SECONDS: Final = 0.001
+"""A look at the lock of a stalled table: more than one turn of any other process with it."""
+_LOOK_AGAIN_SECONDS: Final = 0.02
+"""So that looking takes a twentieth of a process's time at most."""
+_PAUSE_SECONDS: Final = 0.000_05
+
 _IS_MAGIC, _IS_VERSION, _COUNT, _LAST_MS, _DIRTY = range(5)
 _ALIVE: Final = 16
 """From here one cell for each process: whether its column may be in use."""
@@ -51,7 +63,7 @@ class StateFileUnusable(Exception):
 class HostTable:
     """A `ledger.Table` in the directory `directory`, which is made when it is not there. Raises StateFileUnusable."""
 
-    __slots__ = ("_accounts", "_fd", "_header", "_own_lock", "_path", "_segments", "worker")
+    __slots__ = ("_accounts", "_fd", "_header", "_look_at", "_own_lock", "_path", "_segments", "worker")
 
     def __init__(self, directory: Path) -> None:
         assert _NAME_CELLS + ACCOUNT_CELLS <= _STRIDE
@@ -61,6 +73,8 @@ class HostTable:
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise StateFileUnusable(f"cannot write {self._path}: {error.strerror}; is `state_dir` right?") from None
+        self._look_at: float | None = None
+        """When to look again at the lock of a stalled table; None while it is well."""
         self._segments: list[memoryview] = []
         self._accounts: dict[tuple[int, int], int] = {}
         try:
@@ -72,7 +86,7 @@ class HostTable:
         self._begin()
 
     def _open(self) -> memoryview:
-        fcntl.flock(self._fd, fcntl.LOCK_EX)
+        self._lock_to_start()
         try:
             size = os.fstat(self._fd).st_size
             if size == 0:
@@ -109,7 +123,8 @@ class HostTable:
         return fd
 
     def _begin(self) -> None:
-        self.enter()
+        self._lock_to_start()
+        self._clean()
         try:
             if self._header[_LAST_MS] > monotonic_ms() + 1:
                 for account in self._all():
@@ -141,8 +156,44 @@ class HostTable:
         """Do nothing: other processes may use them, and what was spent of a budget is to be found again."""
 
     def enter(self) -> None:
-        """Take the lock, and clean up after a process that died with it."""
-        fcntl.flock(self._fd, fcntl.LOCK_EX)
+        """Take the lock, and clean up after a process that died with it. Raises Stalled."""
+        if not self._try():
+            self._wait()
+        self._clean()
+
+    @property
+    def is_stalled(self) -> bool:
+        """Tell whether another process has the lock and does not go on."""
+        return self._look_at is not None
+
+    def _try(self) -> bool:
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        self._look_at = None
+        return True
+
+    def _wait(self) -> None:
+        """Try again for a short time: once for as long as it may take, then for a moment each."""
+        now = monotonic()
+        if self._look_at is not None and now < self._look_at:
+            raise Stalled
+        until = now + (WAIT_SECONDS if self._look_at is None else _LOOK_SECONDS)
+        while not self._try():
+            if monotonic() > until:
+                self._look_at = monotonic() + _LOOK_AGAIN_SECONDS
+                raise Stalled
+            sleep(_PAUSE_SECONDS)
+
+    def _lock_to_start(self) -> None:
+        until = monotonic() + START_WAIT_SECONDS
+        while not self._try():
+            if monotonic() > until:
+                raise StateFileUnusable(f"{self._path} is locked by a process that does not go on; is one stopped?")
+            sleep(_PAUSE_SECONDS)
+
+    def _clean(self) -> None:
         header = self._header
         if header[_DIRTY]:
             for account in self._all():

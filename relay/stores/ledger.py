@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Set
 from time import monotonic_ns, time
 from typing import Final, Protocol
 
+from relay.errors import Overloaded
 from relay.policy import limits
 from relay.policy.accounts import Account
 from relay.policy.limits import Demand, Grant, Refusal, Scope
@@ -16,23 +17,31 @@ SLOTS_IDENTITY: Final = "slots_taken_are_returned_or_held"
 TOKENS_IDENTITY: Final = "tokens_reserved_are_settled_refunded_or_held"
 
 
+class Stalled(Exception):
+    """The lock cannot be had: whoever has it does not go on."""
+
+
 class Table(Protocol):
     """Where accounts lie."""
 
+    @property
+    def is_stalled(self) -> bool:
+        """Tell whether the lock could not be had the last time."""
+
     def account(self, name: str) -> Account:
-        """Return the account of a scope, a new one when there was none. Called without the lock."""
+        """Return the account of a scope, a new one when there was none. Called without the lock. Raises Stalled."""
 
     def keep(self, names: Set[str]) -> None:
         """Take note that no other accounts are in use here."""
 
     def enter(self) -> None:
-        """Take the lock."""
+        """Take the lock. Raises Stalled."""
 
     def leave(self) -> None:
         """Give the lock back."""
 
     def sweep(self) -> None:
-        """Give back what dead processes held."""
+        """Give back what dead processes held. Raises Stalled."""
 
     def close(self) -> None:
         """Let go of the memory."""
@@ -46,7 +55,20 @@ def monotonic_ms() -> int:
 class Ledger:
     """A `ports.Limiter`."""
 
-    __slots__ = ("_accounts", "_live", "_now", "_table", "_unix_time", "held", "refunded", "reserved", "returned", "settled", "taken")
+    __slots__ = (
+        "_accounts",
+        "_late",
+        "_live",
+        "_now",
+        "_table",
+        "_unix_time",
+        "held",
+        "refunded",
+        "reserved",
+        "returned",
+        "settled",
+        "taken",
+    )
 
     def __init__(self, table: Table, *, now: Callable[[], int] = monotonic_ms, unix_time: Callable[[], float] = time) -> None:
         """Keep accounts in `table`; `now` gives milliseconds that never step."""
@@ -55,6 +77,8 @@ class Ledger:
         self._unix_time = unix_time
         self._accounts: dict[str, tuple[Scope, Account]] = {}
         self._live: set[Grant] = set()
+        self._late: list[Callable[[], None]] = []
+        """What has to be done to accounts once their lock can be had: at most as many as grants were out when it could not."""
         self.taken = 0
         """Grants given, ever."""
         self.returned = 0
@@ -66,13 +90,12 @@ class Ledger:
         self.held = 0
 
     async def admit(self, demand: Demand) -> Grant | Refusal:
-        """Take what `demand` asks for, or refuse and take nothing."""
+        """Take what `demand` asks for, or refuse and take nothing. Raises Overloaded while nobody can count."""
         return self.try_take(demand)
 
     def try_take(self, demand: Demand) -> Grant | Refusal:
         """Do what `admit` does, which never waits here."""
-        accounts = [self._account(scope) for scope in demand.scopes]
-        self._table.enter()
+        accounts = self._enter_for(demand.scopes)
         try:
             answer = limits.admit(accounts, demand, self._now(), self._unix_time())
         finally:
@@ -82,9 +105,8 @@ class Ledger:
         return answer
 
     def take(self, demand: Demand) -> Grant:
-        """Take what `demand` asks for, whether there is room or not: somebody else has admitted it."""
-        accounts = [self._account(scope) for scope in demand.scopes]
-        self._table.enter()
+        """Take what `demand` asks for, whether there is room or not: somebody else has admitted it. Raises Overloaded as `admit` does."""
+        accounts = self._enter_for(demand.scopes)
         try:
             grant = limits.take(accounts, demand, self._now())
         finally:
@@ -99,10 +121,9 @@ class Ledger:
         self.held += grant.demand.tokens
 
     def use(self, scope: Scope) -> Use:
-        """Return what was used here of the limits of `scope`."""
-        account = self._account(scope)
+        """Return what was used here of the limits of `scope`. Raises Overloaded as `admit` does."""
         budget = scope.limits.budget
-        self._table.enter()
+        (account,) = self._enter_for((scope,))
         try:
             now = self._now()
             used = 0 if budget is None else budget.amount - account.left(budget, self._unix_time())
@@ -115,7 +136,10 @@ class Ledger:
         if tokens <= grant.demand.tokens + grant.extra:
             return True
         accounts = self._of(grant)
-        self._table.enter()
+        try:
+            self._enter()
+        except Stalled:
+            return True  # the next debit counts these as well, or the settlement
         try:
             return limits.debit(accounts, grant, tokens, self._now(), self._unix_time())
         finally:
@@ -125,21 +149,46 @@ class Ledger:
         """Replace what was reserved by what was used, in tokens and billionths of a dollar; a grant that is over stays as it is."""
         if self._end(grant, tokens):
             accounts = self._of(grant)
-            self._table.enter()
-            try:
-                limits.settle(accounts, grant, tokens, cost, self._now(), self._unix_time())
-            finally:
-                self._table.leave()
+            self._change(lambda: limits.settle(accounts, grant, tokens, cost, self._now(), self._unix_time()))
 
     def release(self, grant: Grant) -> None:
         """Give everything back: nothing was sent anywhere."""
         if self._end(grant, 0):
             accounts = self._of(grant)
-            self._table.enter()
-            try:
-                limits.release(accounts, grant, self._now(), self._unix_time())
-            finally:
-                self._table.leave()
+            self._change(lambda: limits.release(accounts, grant, self._now(), self._unix_time()))
+
+    @property
+    def is_stalled(self) -> bool:
+        """Tell whether nobody can count, because a process that was counting does not go on."""
+        return self._table.is_stalled
+
+    def _enter_for(self, scopes: Iterable[Scope]) -> list[Account]:
+        try:
+            accounts = [self._account(scope) for scope in scopes]
+            self._enter()
+        except Stalled:
+            # To let a request in uncounted would break the limit, to wait would hold up every stream of this process.
+            raise Overloaded from None
+        return accounts
+
+    def _enter(self) -> None:
+        self._table.enter()
+        if self._late:
+            late, self._late = self._late, []
+            for change in late:
+                change()
+
+    def _change(self, change: Callable[[], None]) -> None:
+        """Change accounts now, or as soon as that can be done."""
+        try:
+            self._enter()
+        except Stalled:
+            self._late.append(change)
+            return
+        try:
+            change()
+        finally:
+            self._table.leave()
 
     def _end(self, grant: Grant, tokens: int) -> bool:
         self.returned += 1
@@ -164,9 +213,12 @@ class Ledger:
 
     def sweep(self) -> list[str]:
         """Give back what dead processes held, then hold the books against the accounts; return the identities that do not hold."""
-        self._table.sweep()
         slots = tokens = 0
-        self._table.enter()
+        try:
+            self._table.sweep()
+            self._enter()
+        except Stalled:
+            return self.violations()
         try:
             for _, account in self._accounts.values():
                 own = account.own
@@ -196,9 +248,12 @@ class Ledger:
         self._table.keep(wanted.keys() | held)
 
     def standings(self) -> Iterator[tuple[Scope, dict[limits.Limit, float], int]]:
-        """Yield each scope that was used with the shares of its limits and its reserved tokens."""
+        """Yield each scope that was used, none while nobody can count, with the shares of its limits and its reserved tokens."""
         for scope, account in list(self._accounts.values()):
-            self._table.enter()
+            try:
+                self._enter()
+            except Stalled:
+                return
             try:
                 shares = limits.used_shares(account, scope.limits, self._now(), self._unix_time())
                 reserved = account.reserved

@@ -19,6 +19,11 @@ class MemoryTable:
     def __init__(self) -> None:
         self._accounts: dict[str, Account] = {}
 
+    @property
+    def is_stalled(self) -> bool:
+        """Return False: there is no lock."""
+        return False
+
     def account(self, name: str) -> Account:
         """Return the account of a scope."""
         account = self._accounts.get(name)

@@ -1,7 +1,7 @@
 """A registry as text for a scraper: Prometheus text 0.0.4, or OpenMetrics 1.0 when the scraper asks for it.
 
 Rendering 10,000 series takes some milliseconds, in which no event would pass. So it comes in slices, and what asks for
-it lets the event loop run between two of them.
+it leaves the event loop to others for a while between two of them.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -18,8 +18,10 @@ from prometheus_client.utils import floatToGoString
 
 from relay.telemetry.registry import Family, Histogram, Kind, Registry
 
-SLICE_LINES: Final = 250
-"""Lines of one slice: about 0.1 ms, and 0.5 ms the first time, when the names of the series are put together."""
+SLICE_LINES: Final = 100
+"""Lines of one slice: about 0.05 ms, and 0.2 ms the first time, when the names of the series are put together."""
+PAUSE_SECONDS: Final = 0.001
+"""Between two slices: most of the time belongs to the streams, and a page of 10,000 series is still there within half a second."""
 TEXT: Final = b"text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS: Final = b"application/openmetrics-text; version=1.0.0; charset=utf-8"
 

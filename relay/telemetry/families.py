@@ -213,7 +213,9 @@ RELOAD_TIME: Final = Family(
     help="Unix time of the last successful configuration load.",
     merge=Merge.MAX,
 )
-BUILD: Final = Family(name="relay_build_info", help="Always 1; the labels name the build.", labels=("version", "python"), merge=Merge.MAX)
+BUILD: Final = Family(
+    name="relay_build_info", help="Always 1; the labels name the build.", labels=("version", "python", "commit"), merge=Merge.MAX
+)
 LABEL_OVERFLOW: Final = Family(
     name="relay_label_overflow_total",
     help="Observations whose label value was folded into _other by the cardinality cap.",

@@ -109,7 +109,7 @@ class Metrics:
         """Configured routes whose series are still to be made, the first one last."""
         self._gone = _Gone.NOTHING
         """Whether there are series of what the configuration does not name any more."""
-        registry.number(f.BUILD, version, platform.python_version()).set(1)
+        registry.number(f.BUILD, version, platform.python_version(), config.commit).set(1)
         _make_alone(registry, identities)
         self.know(config)
         self._make_all()

@@ -4,6 +4,8 @@ from typing import Final
 
 import msgspec
 
+from relay.app.desk import Order
+
 
 class Begin(msgspec.Struct, tag=True):
     """The first message to a worker: who it is and what it serves."""
@@ -15,6 +17,8 @@ class Begin(msgspec.Struct, tag=True):
     """The pickled tree: it comes from the supervisor over a private socket pair, and from nobody else."""
     directory: str
     """A folder that all workers share and that lives as long as the supervisor."""
+    rests: dict[str, float]
+    """Targets that a person put to rest, and for how many seconds more."""
 
 
 class Ready(msgspec.Struct, tag=True):
@@ -95,11 +99,35 @@ class AskOwner(msgspec.Struct, tag=True):
     object_id: str
 
 
+class Report(msgspec.Struct, tag=True):
+    """The answer to an Order: JSON, or the code of why not."""
+
+    body: bytes
+    error: str | None = None
+
+
 class Unknown(msgspec.Struct, tag=True):
     """There is no answer to that question."""
 
 
-Message = Begin | Ready | Prepare | Prepared | Adopt | Drain | Hurry | Collect | Counted | AskPage | Page | Made | AskOwner | Unknown
+Message = (
+    Begin
+    | Ready
+    | Prepare
+    | Prepared
+    | Adopt
+    | Drain
+    | Hurry
+    | Collect
+    | Counted
+    | AskPage
+    | Page
+    | Made
+    | AskOwner
+    | Order
+    | Report
+    | Unknown
+)
 
 
 class Envelope(msgspec.Struct, array_like=True):

@@ -17,9 +17,15 @@ from pathlib import Path
 from time import time
 from typing import Any, Final
 
+import msgspec
+
+from relay.app.admin import Admin
+from relay.app.desk import Order
 from relay.app.listening import listen, max_connections, reserve, serve, url_of
 from relay.app.reloading import Read, Reloads, fixed_changes
+from relay.config.addresses import is_loopback
 from relay.config.tree import Config
+from relay.errors import ClientError, Overloaded
 from relay.exchange import Headers, header
 from relay.policy.owners import Owner, Owners
 from relay.telemetry.libraries import LibraryLog
@@ -42,9 +48,11 @@ from relay.workers.messages import (
     Prepare,
     Prepared,
     Ready,
+    Report,
     Unknown,
 )
 from relay.workers.messages import Page as PageAnswer
+from relay.workers.orders import Orders
 from relay.workers.sums import Sums
 
 COLLECT_SECONDS: Final = 5.0
@@ -75,6 +83,7 @@ class Supervisor:
         self._children = [Child(index, self, self._log) for index in range(count)]
         self._owners = Owners()
         """Which upstream made which object, for all workers: an id has one owner whoever of them hears of it."""
+        self._orders = Orders(self._children, lambda: self._config, self._log)
         self._sums = Sums(config, self._pids)
         self._reloads = Reloads(reload, self._change, self._refused, self._log)
         self._stopping = asyncio.Event()
@@ -96,7 +105,8 @@ class Supervisor:
         self._config = self._placed(self._config)
         metrics = self._config.metrics
         if metrics.host is not None:
-            downstream = Downstream(None, server, self._pages())
+            admin = Admin(self._orders.carry_out) if is_loopback(metrics.host) else None
+            downstream = Downstream(None, server, self._pages(), admin=admin)
             listener = await serve(listen(metrics.host, metrics.port), downstream, max_connections(server), self._on_failure)
             self._listeners.append(listener)
         self._directory = _make_directory()
@@ -180,7 +190,7 @@ class Supervisor:
     def begin(self, index: int) -> Begin:
         """Return the first message for the worker with this index."""
         config = pickle.dumps(self._config)
-        return Begin(index, len(self._children), self.generation, config, self._directory)
+        return Begin(index, len(self._children), self.generation, config, self._directory, self._orders.rests)
 
     def told(self, message: Message) -> None:
         """Take what a worker tells all."""
@@ -194,10 +204,20 @@ class Supervisor:
                 return PageAnswer(*await self._metrics(message.accept))
             case AskPage(path="/readyz"):
                 return PageAnswer(*self._ready())
+            case Order():
+                return await self._report(message)
             case AskOwner():
                 return await self._owner(message.object_id)
             case _:
                 return Unknown()
+
+    async def _report(self, order: Order) -> Message:
+        try:
+            return Report(msgspec.json.encode(await self._orders.carry_out(order)))
+        except ClientError as error:
+            return Report(b"", error.code)
+        except Overloaded:
+            return Unknown()
 
     async def _owner(self, object_id: str) -> Message:
         owner = self._owners.find(object_id)
@@ -258,6 +278,14 @@ class Supervisor:
     def _tell_about(self, config: Config) -> None:
         for warning in config.warnings:
             self._log.warning("configuration", message=warning)
+        count = len(self._children)
+        for upstream in config.upstreams.values():
+            few = upstream.limits.concurrency
+            if few is not None and few < count:
+                message = (
+                    f"upstreams.{upstream.name}.limits.concurrency: {few} is less than the {count} workers, of which each may make one call"
+                )
+                self._log.warning("configuration", message=message)
         fixed = fixed_changes(config, self._bound)
         if fixed and config is not self._config:
             self._log.warning("reload", message=f"{', '.join(fixed)} cannot change while the relay runs; restart it")

@@ -6,12 +6,17 @@ import shutil
 import signal
 import socket
 import sys
-from typing import Final
+from time import monotonic
+from typing import Any, Final
+
+import msgspec
 
 from relay.app.application import App
+from relay.app.desk import Order
 from relay.app.listening import listen_message
-from relay.app.process import loop_factory
+from relay.app.process import loop_factory, settle_memory
 from relay.config.tree import Config
+from relay.errors import ClientError, Overloaded
 from relay.planning import Snapshot
 from relay.policy.owners import Owner
 from relay.stores import RedisUnusable, StateFileUnusable
@@ -33,6 +38,7 @@ from relay.workers.messages import (
     Prepare,
     Prepared,
     Ready,
+    Report,
     Unknown,
 )
 
@@ -89,6 +95,7 @@ class Worker:
         self._channel: Channel | None = None
         self._is_orphan = False
         self._prepared: tuple[int, Snapshot] | None = None
+        self._rests = begin.rests
         self._app = App(config, reload=None, crew=self)
 
     async def serve(self, sock: socket.socket) -> int:
@@ -99,12 +106,15 @@ class Worker:
         try:
             try:
                 await app.start()
+                for name, seconds in self._rests.items():
+                    self._report(Order(target=name, seconds=seconds))
             except (RedisUnusable, StateFileUnusable) as error:
                 sys.stderr.write(f"relay: {error}\n")
                 return 1
             except OSError as error:
                 sys.stderr.write(listen_message(self._config, error))
                 return 1
+            settle_memory()
             self._channel.tell(Ready(self._generation))
             await app.run()
             self._channel.tell(await self._counted())
@@ -125,6 +135,8 @@ class Worker:
                 self._app.drain()
             case Hurry():
                 self._app.hurry()
+            case Order():
+                self._report(message)
             case _:
                 return
 
@@ -132,6 +144,8 @@ class Worker:
         match message:
             case Collect():
                 return await self._counted(forgets=message.forgets)
+            case Order():
+                return self._report(message)
             case Prepare():
                 return await self._prepare(message)
             case Adopt() if self._prepared is not None and self._prepared[0] == message.generation:
@@ -140,6 +154,12 @@ class Worker:
                 return Ready(message.generation)
             case _:
                 return Unknown()
+
+    def _report(self, order: Order) -> Report:
+        try:
+            return Report(msgspec.json.encode(self._app.desk.carry_out(order, monotonic())))
+        except ClientError as error:
+            return Report(b"", error.code)
 
     async def _prepare(self, message: Prepare) -> Prepared:
         try:
@@ -180,3 +200,17 @@ class Worker:
             return 503, b"application/json", b'{"status":"unknown"}'
         assert isinstance(answer, Page)
         return answer.status, answer.content_type, answer.body
+
+    async def carry_out(self, order: Order) -> dict[str, Any]:
+        """Have the supervisor tell all workers. Raises ClientError, and Overloaded when it does not answer."""
+        assert self._channel is not None
+        try:
+            answer = await self._channel.ask(order, ANSWER_SECONDS)
+        except (TimeoutError, ConnectionError):
+            raise Overloaded from None
+        if not isinstance(answer, Report):  # no worker answers it
+            raise Overloaded
+        if answer.error is not None:
+            raise ClientError(answer.error)
+        report: dict[str, Any] = msgspec.json.decode(answer.body)
+        return report

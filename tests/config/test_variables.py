@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.config.variables import expand
+from relay.config.variables import commit_of, expand
 from tests.config.loading import ROUTE, UPSTREAM, Loading
 
 ENVIRON = {"NAME": "value", "EMPTY": "", "NESTED": "${NAME} $$ ${file:/etc/passwd}", "FIRST_KEY": "1"}
@@ -99,3 +99,19 @@ def test_unset_variable_is_told_with_its_path_and_once(loading: Loading) -> None
 def test_names_are_never_expanded(loading: Loading) -> None:
     config = loading.load(UPSTREAM + "routes: {'${NAME}': mine/x}", {"NAME": "fast"})
     assert list(config.routes) == ["${NAME}"]
+
+
+@pytest.mark.parametrize(
+    ("said", "commit"),
+    [
+        ("0a1B2c3", "0a1b2c3"),
+        ("f" * 40, "f" * 40),
+        ("", "unknown"),
+        ("main", "unknown"),
+        ("0a1b2c3\n", "unknown"),
+        ("sk-made-up-1", "unknown"),
+    ],
+)
+def test_the_commit_is_a_hash_or_unknown(said: str, commit: str) -> None:
+    assert commit_of({"RELAY_COMMIT": said}) == commit
+    assert commit_of({}) == "unknown"

@@ -19,6 +19,8 @@ from tests.fakes.upstream import ScriptedUpstream
 ANSWER = {"id": "x", "object": "chat.completion", "created": 1, "model": "m", "choices": []}
 ASK = {"model": "fast", "messages": [{"role": "user", "content": "hi"}]}
 CHAT = "/v1/chat/completions"
+JSON = ("Content-Type", "application/json")
+WITHIN = 15.0
 
 
 @pytest.fixture
@@ -203,6 +205,45 @@ async def test_it_is_where_the_metrics_are_and_never_on_another_address(
     async with await RawClient.open(other) as client:
         await client.request("GET", "/admin/targets", [])
         assert (await client.read_response(method="GET")).status == 404
+
+
+@pytest.mark.parametrize("place", ["main", "own"])
+async def test_several_workers_are_told_and_asked_as_one(
+    upstream: ScriptedUpstream, second: ScriptedUpstream, relay_with: RelayWith, place: str
+) -> None:
+    upstream.answers(json_answer(ANSWER))
+    port = free_port()
+    own = {"metrics": {"listen": f"127.0.0.1:{port}"}} if place == "own" else {}
+    told_config = config(upstream, second, server={"workers": 3}, **own)
+    told_config["upstreams"]["first"]["limits"] = {"concurrency": 2}
+    relay = await relay_with(told_config)
+    await relay.wait_log("worker_ready", count=3, within=WITHIN)
+    told = [line["message"] for line in await relay.wait_log("configuration", within=WITHIN)]
+    assert told == ["upstreams.first.limits.concurrency: 2 is less than the 3 workers, of which each may make one call"]
+
+    async def order(path: str, **body: object) -> Response:
+        async with await RawClient.open(port if own else relay.port) as client:
+            await client.request("POST" if path else "GET", f"/admin/targets{path}", [JSON] if path else [], json.dumps(body).encode())
+            return await client.read_response(within=WITHIN)
+
+    async def line() -> dict[str, Any]:
+        found: dict[str, Any] = (await order("")).json()["targets"][0]  # type: ignore[assignment,index]
+        return found
+
+    assert (await line())["workers"] == {"healthy": 3}
+    rested = await order("/first/org/a/rest", seconds=600)
+    assert (rested.status, rested.json()["health"], rested.json()["workers"]) == (200, "cooling", {"cooling": 3})
+    assert [await used(relay) for _ in range(12)] == [b"second"] * 12
+    for child in relay.process.children()[:2]:
+        child.kill()
+    await relay.wait_log("worker_ready", count=5, within=WITHIN)
+    assert (await line())["workers"] == {"cooling": 3}, "who is started later is told as well"
+    restored = await order("/first/org/a/restore")
+    assert (restored.status, restored.json()["workers"]) == (200, {"healthy": 3})
+    assert [await used(relay) for _ in range(12)] == [b"first"] * 12
+    unknown = await order("/first/nothing/rest", seconds=1)
+    assert (unknown.status, unknown.error_code) == (404, "unknown_target")
+    assert [(each["action"], each.get("worker")) for each in relay.logs("admin")] == [("rest", None), ("restore", None)]
 
 
 async def told(relay: RelayProcess, *words: str) -> tuple[int | None, str, str]:

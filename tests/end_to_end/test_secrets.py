@@ -1,8 +1,8 @@
 """No secret shows, whatever happens: canary credentials and a canary prompt down every path, then a search of everything.
 
 Searched are all that the relay wrote (stderr, stdout, `relay check`), every byte that any client got, the metrics, the spans
-as a collector gets them, and the `repr` of the configuration; the upstreams' side is searched for the callers' credentials
-and the callers' side for the upstreams'.
+as a collector gets them, the usage ledger, the state of limits, the admin endpoint, and the `repr` of the configuration; the
+upstreams' side is searched for the callers' credentials and the callers' side for the upstreams'.
 """
 
 import asyncio
@@ -32,6 +32,7 @@ from tests.fakes.upstream import ScriptedUpstream
 
 CLIENT_KEY = "sk-clientCANARY+7f/3a91=c2"
 HASHED_KEY = "sk-hashedCANARY+11/b0d4=97"
+LIMITED_KEY = "sk-limitedCANARY+20/8e1d=5f"
 WRONG_KEY = "sk-guessCANARY+e6/55a2=10"
 PASSED_KEY = "sk-passedCANARY+9d/042c=ee"
 UPSTREAM_KEY = "sk-upstreamCANARY+c8/1f63=4b"
@@ -46,8 +47,19 @@ SERVER = 2
 """The kind of a span for a request of a caller (OTLP)."""
 PROXY_PASSWORD = "proxyCANARY+3c/8"
 
-CREDENTIALS = [CLIENT_KEY, HASHED_KEY, WRONG_KEY, PASSED_KEY, UPSTREAM_KEY, FILE_KEY, NEW_FILE_KEY, VARIABLE_KEY, PROXY_PASSWORD]
-CALLERS = [CLIENT_KEY, HASHED_KEY, WRONG_KEY, ORGANIZATION]
+CREDENTIALS = [
+    CLIENT_KEY,
+    HASHED_KEY,
+    LIMITED_KEY,
+    WRONG_KEY,
+    PASSED_KEY,
+    UPSTREAM_KEY,
+    FILE_KEY,
+    NEW_FILE_KEY,
+    VARIABLE_KEY,
+    PROXY_PASSWORD,
+]
+CALLERS = [CLIENT_KEY, HASHED_KEY, LIMITED_KEY, WRONG_KEY, ORGANIZATION]
 UPSTREAMS = [UPSTREAM_KEY, FILE_KEY, NEW_FILE_KEY, VARIABLE_KEY]
 
 
@@ -75,11 +87,13 @@ def test_search_finds_each_form() -> None:
 class Scene:
     """A relay full of secrets, its upstream, and every byte that came back from it."""
 
-    def __init__(self, relay: RelayProcess, upstream: ScriptedUpstream, collector: Collector, key_file: Path) -> None:
+    def __init__(self, relay: RelayProcess, upstream: ScriptedUpstream, folder: Path, collector: Collector) -> None:
         self.relay = relay
         self.upstream = upstream
+        self.folder = folder
+        """Where the relay keeps what it was told to keep."""
+        self.key_file = folder / "key"
         self.collector = collector
-        self.key_file = key_file
         self.received: list[bytes] = []
 
     async def play(self, data: bytes, *, leave_after: float | None = None) -> None:
@@ -114,8 +128,10 @@ class Scene:
 async def scene(
     shared_relay_with: RelayWith, shared_upstream: ScriptedUpstream, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Scene]:
-    key_file = tmp_path_factory.mktemp("secrets") / "key"
+    folder = tmp_path_factory.mktemp("secrets")
+    key_file = folder / "key"
     key_file.write_text(FILE_KEY + "\n")
+    (folder / "state").mkdir()
     with refusing_port() as nobody, running_collector() as collector:
         upstreams: dict[str, Any] = {
             "mine": {"base_url": shared_upstream.url, "api_key": UPSTREAM_KEY},
@@ -124,20 +140,33 @@ async def scene(
             "down": {"base_url": f"http://127.0.0.1:{nobody}/v1", "api_key": UPSTREAM_KEY},
             "tls": {"base_url": f"https://127.0.0.1:{shared_upstream.port}/v1", "api_key": UPSTREAM_KEY},
             "lost": {"base_url": "http://nowhere.invalid/v1", "api_key": UPSTREAM_KEY},
+            "narrow": {"base_url": shared_upstream.url, "api_key": UPSTREAM_KEY, "limits": {"concurrency": 1}},
         }
+        slow = {"to": ["mine/slow-start", "named/whole"], "hedge": {"after": "50ms", "at_most": "50%"}}
+        beating = {"to": "mine/slow-start", "heartbeat": {"after": "1s", "every": "1s"}}
+        falling = {"to": ["down/whole", "mine/status-500", "named/whole"]}
         config = {
             "upstreams": upstreams,
             "routes": {
                 **{f"{name}/*": f"{name}/*" for name in upstreams},
                 "*": "mine/*",
+                "hedged": slow,
+                "beating": beating,
+                "falling": falling,
                 "moved": ["mine/status-500", "down/x", "filed/echo"],
             },
-            "keys": {"alice": {"key": CLIENT_KEY}, "bob": {"hash": _digest(HASHED_KEY), "routes": ["filed/*"]}},
+            "keys": {
+                "alice": {"key": CLIENT_KEY},
+                "bob": {"hash": _digest(HASHED_KEY), "routes": ["filed/*"]},
+                "carol": {"key": LIMITED_KEY, "limits": {"rpm": 2, "tpm": 100_000, "budget": "1M tokens/day"}},
+            },
+            "usage": {"store": str(folder / "usage.db")},
+            "state_dir": str(folder / "state"),
             "tracing": {"otlp": collector.url},
             "timeouts": {"connect": "500ms", "first_token": "500ms", "between_tokens": "500ms", "write": "500ms", "total": "3s"},
         }
         relay = await shared_relay_with(config, env={"CANARY_KEY": VARIABLE_KEY})
-        scene = Scene(relay, shared_upstream, collector, key_file)
+        scene = Scene(relay, shared_upstream, folder, collector)
         set_scripts(shared_upstream)
         await play_everything(scene)
         yield scene
@@ -167,6 +196,7 @@ def set_scripts(upstream: ScriptedUpstream) -> None:
     # An upstream that quotes a key in the words that are observed.
     quoted = {**ANSWER, "model": f"m {ECHOED_KEY}", "choices": [{"index": 0, "message": {}, "finish_reason": f"stop {ECHOED_KEY}"}]}
     upstream.route("echo", scripts.json_answer(quoted))
+    upstream.route("slow-start", scripts.sse(events.chat_stream(ANSWERED), pause=0.4))
     upstream.route("html", scripts.respond(200, [("Content-Type", "text/html")], b"<html>"))
     for status in (301, 400, 401, 402, 403, 404, 408, 409, 422, 429, 500, 502, 503, 529, 999):
         upstream.route(f"status-{status}", scripts.error_answer(status, headers=[("Location", "https://elsewhere.invalid/")]))
@@ -189,6 +219,14 @@ async def play_everything(scene: Scene) -> None:
             group.create_task(scene.ask("json", path=path, stream=False))
         for model in ("stall", "silent", "whole"):
             group.create_task(scene.ask(model, leave_after=0.1))
+        for _ in range(6):
+            group.create_task(scene.ask("hedged"))
+            group.create_task(scene.ask("narrow/slow-start"))
+            group.create_task(scene.ask("whole", [("Authorization", f"Bearer {LIMITED_KEY}")]))
+        group.create_task(scene.ask("beating"))
+        group.create_task(scene.ask("falling"))
+        for headers in odd_traces():
+            group.create_task(scene.ask("falling", [bearer, *headers]))
         for headers in odd_credentials():
             group.create_task(scene.ask("whole", headers))
         for data in odd_requests():
@@ -201,6 +239,16 @@ async def play_everything(scene: Scene) -> None:
     await asyncio.sleep(1.1)  # the file is looked at once a second
     await scene.ask("filed/whole", [bearer])
     await reload(scene)
+
+
+def odd_traces() -> list[list[tuple[str, str]]]:
+    """Return trace contexts with a secret in them."""
+    parent = ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+    return [
+        [parent, ("tracestate", f"vendor={WRONG_KEY.replace('=', '-')}")],
+        [("traceparent", f"00-{WRONG_KEY}-b7ad6b7169203331-01")],
+        [parent, ("baggage", f"key={WRONG_KEY}")],
+    ]
 
 
 def odd_credentials() -> list[list[tuple[str, str]]]:
@@ -292,6 +340,32 @@ async def test_metrics_tell_no_secret(scene: Scene) -> None:
         assert leaks(page.raw, [*CREDENTIALS, ORGANIZATION, PROMPT, ANSWERED]) == []
 
 
+async def test_what_is_kept_and_sent_to_others_tells_no_secret(scene: Scene) -> None:
+    await scene.relay.settled(within=10)
+    async with asyncio.timeout(10):
+        while not (scene.collector.bodies and (scene.folder / "usage.db").stat().st_size):
+            await asyncio.sleep(0.1)
+    async with await scene.relay.connect() as client:
+        await client.request("GET", "/admin/targets")
+        admin = await client.read_response(method="GET")
+    assert admin.status == 200
+    files = [file for file in scene.folder.rglob("*") if file.is_file() and file != scene.key_file]
+    assert len(files) >= 2
+    kept = {**{str(file): file.read_bytes() for file in files}, "spans": b"".join(scene.collector.bodies), "admin": admin.raw}
+    for place, data in kept.items():
+        assert leaks(data, [*CREDENTIALS, ORGANIZATION, PROMPT, ANSWERED]) == [], place
+        assert b"CANARY" not in data, place
+
+
+async def test_the_scene_has_everything_in_it(scene: Scene) -> None:
+    metrics = await scene.relay.settled(within=10)
+    for name in ("relay_hedges_total", "relay_fallbacks_total", "relay_key_rate_limited_total", "relay_queue_wait_seconds_count"):
+        assert metrics.sum(name), name
+    outcomes = {line["outcome"] for line in scene.relay.logs("request")}
+    assert outcomes >= {"complete", "invalid_request", "unauthorized", "rate_limited", "rejected", "upstream_failed", "upstream_cut"}
+    assert outcomes >= {"upstream_stalled", "upstream_error", "client_gone"}
+
+
 def test_clients_get_no_credential_and_not_their_own_words(scene: Scene) -> None:
     everything = b"\n".join(scene.received)
     assert len(scene.received) > 90
@@ -307,7 +381,7 @@ def test_upstreams_get_no_callers_credential_or_organization_and_only_their_own(
     assert not [head for head in heads if b"organization" in head.lower()]
     # A client's wrong key passes nowhere as a credential; as a request id or in a query it is the client's own data.
     for got in scene.upstream.requests:
-        lines = [value for name, value in got.headers if name.lower() not in (b"x-request-id",)]
+        lines = [value for name, value in got.headers if name.lower() not in (b"x-request-id", b"tracestate")]
         assert leaks(b"\n".join(lines), [WRONG_KEY]) == []
 
 

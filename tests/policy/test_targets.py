@@ -5,7 +5,7 @@ import pytest
 from relay.config.tree import Affinity, AffinityKind, Config, Route, Strategy, Target, Timeouts, Upstream
 from relay.exchange import ClientRequest, Operation
 from relay.policy.breaker import Cause, Health
-from relay.policy.targets import Targets, name_of
+from relay.policy.targets import Targets
 
 A, B, C = (Target(upstream=Upstream(name=name, base_url=f"http://{name}"), model="m") for name in "abc")
 REQUEST = ClientRequest(
@@ -85,25 +85,25 @@ def test_a_header_keeps_a_conversation_on_its_target() -> None:
 
 
 def test_targets_are_named_by_upstream_and_model() -> None:
-    assert name_of(A) == "a/m"
+    assert A.name == "a/m"
 
 
 def test_an_operators_rest_takes_a_target_out_until_it_is_over_or_brought_back() -> None:
     known = knowing(A, B)
-    known.rest(name_of(A), 0.0, 100.0)
+    known.rest(A.name, 0.0, 100.0)
     assert names(known.order(route(A, B), REQUEST, 99.0, 0.5)) == ["b"]
-    assert known.cause(name_of(A), 99.0) is Cause.OPERATOR
+    assert known.cause(A.name, 99.0) is Cause.OPERATOR
     assert names(known.order(route(A, B), REQUEST, 101.0, 0.5)) == ["a", "b"]
-    known.rest(name_of(A), 200.0, 100.0)
-    known.bring_back(name_of(A), 201.0)
+    known.rest(A.name, 200.0, 100.0)
+    known.bring_back(A.name, 201.0)
     assert names(known.order(route(A, B), REQUEST, 201.0, 0.5)) == ["a", "b"]
-    assert known.cause(name_of(A), 201.0) is None
+    assert known.cause(A.name, 201.0) is None
 
 
 def test_the_last_target_is_kept_against_an_operator_too() -> None:
     known = knowing(A, B)
     for target in (A, B):
-        known.rest(name_of(target), 0.0, 100.0 if target is A else 50.0)
+        known.rest(target.name, 0.0, 100.0 if target is A else 50.0)
     assert names(known.order(route(A, B), REQUEST, 1.0, 0.5)) == ["b"]
 
 
@@ -112,7 +112,7 @@ def test_what_no_route_leads_to_cannot_be_rested() -> None:
     for act in (lambda: known.rest("c/m", 0.0, 1.0), lambda: known.bring_back("c/m", 0.0)):
         with pytest.raises(KeyError):
             act()
-    assert [standing.name for standing in known.standings(0.0)] == [name_of(A)]
+    assert [standing.name for standing in known.standings(0.0)] == [A.name]
 
 
 def test_the_breakers_of_an_upstream_are_those_of_all_its_targets() -> None:

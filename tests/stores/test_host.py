@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from relay.config.tree import Budget, Limits, Period
 from relay.policy.limits import Demand, Grant, Refusal, Scope
-from relay.stores.host import HostTable, StateFileUnusable
+from relay.stores.host import WAIT_SECONDS, HostTable, StateFileUnusable
 from relay.stores.ledger import Ledger
 
 ROOT = Path(__file__).parents[2]
@@ -66,8 +67,9 @@ def together(crew: list[Worker], line: str) -> list[int]:
 
 
 def test_four_processes_let_exactly_the_limit_in(tmp_path: Path) -> None:
-    for attempt in range(3):
-        with workers(tmp_path / str(attempt), 4, rpm=100) as crew:
+    with workers(tmp_path, 4, rpm=100) as crew:
+        for attempt in range(3):
+            together(crew, f"scope {attempt}")
             assert sum(together(crew, "admit 400")) == 100
 
 
@@ -107,6 +109,29 @@ def test_a_process_killed_with_the_lock_in_hand_leaves_right_sums(tmp_path: Path
         first.kill()
         assert second.ask("sweep") == 0
         assert second.ask("admit 20") == 8
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_process_stopped_with_the_lock_in_hand_holds_nobody_up(tmp_path: Path, goes_on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relay.stores.host.START_WAIT_SECONDS", 0.1)
+    with workers(tmp_path, 2, concurrency=10) as (first, second):
+        assert (first.ask("admit 4"), second.ask("admit 2")) == (4, 2)
+        assert first.ask("die") == 0
+        began_at = time.monotonic()
+        assert second.ask("admit 500") == 0, "nobody is let in uncounted"
+        assert second.ask("settle") == 2
+        assert second.ask("sweep") == 0, "the books balance all the same"
+        assert time.monotonic() - began_at < 10 * (WAIT_SECONDS + 1.0)
+        with pytest.raises(StateFileUnusable, match="does not go on"):
+            HostTable(tmp_path)
+        if goes_on:
+            first.tell("go on")
+            assert first.ask("sweep") == 0
+        else:
+            first.kill()
+            assert second.ask("sweep") == 0
+        assert second.ask("admit 20") == (6 if goes_on else 10), "what was given back meanwhile is free"
+        assert second.ask("sweep") == 0
 
 
 def test_what_was_spent_and_the_running_minute_survive_a_restart(tmp_path: Path) -> None:

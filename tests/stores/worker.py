@@ -5,8 +5,9 @@ import json
 import sys
 
 from relay.config.tree import Budget, Limits, Period
-from relay.policy.limits import Demand, Grant, Scope
-from relay.stores import open_ledger
+from relay.errors import Overloaded
+from relay.policy.limits import Demand, Grant, Refusal, Scope
+from relay.stores import Ledger, open_ledger
 
 
 def main() -> None:
@@ -22,10 +23,13 @@ def main() -> None:
         count = int(number or 0)
         match verb.strip():
             case "admit":
-                answers = [asyncio.run(ledger.admit(Demand(scopes=scopes, tokens=1))) for _ in range(count)]
+                answers = [asked(ledger, Demand(scopes=scopes, tokens=1)) for _ in range(count)]
                 granted = [answer for answer in answers if isinstance(answer, Grant)]
                 held += granted
                 result = len(granted)
+            case "scope":
+                scopes = (Scope(limits=scopes[0].limits, key=f"key-{count}"),)
+                result = count
             case "churn":
                 # The most ever held, seen from inside the lock's turns: everybody's slots at once.
                 result = 0
@@ -47,12 +51,21 @@ def main() -> None:
                 next(iter(ledger._accounts.values()))[1].cells[0] += 77  # type: ignore[index]
                 result = 0
                 print(result, flush=True)
-                sys.stdin.readline()
+                if sys.stdin.readline().strip() == "go on":
+                    next(iter(ledger._accounts.values()))[1].cells[0] -= 77  # type: ignore[index]
+                    ledger._table.leave()
                 continue
             case _:
                 break
         print(result, flush=True)
     ledger.close()
+
+
+def asked(ledger: Ledger, demand: Demand) -> Grant | Refusal | None:
+    try:
+        return asyncio.run(ledger.admit(demand))
+    except Overloaded:
+        return None
 
 
 if __name__ == "__main__":

@@ -219,7 +219,7 @@ def test_loads_are_told_with_the_time_of_the_last_good_one(metrics: Metrics) -> 
     metrics.loaded(is_good=False, unix_time=2000.0)
     assert value(metrics, "relay_config_last_reload_successful") == 0
     assert value(metrics, "relay_config_last_reload_success_timestamp_seconds") == 1000.0
-    assert value(metrics, "relay_build_info", version="1.2.3") == 1
+    assert value(metrics, "relay_build_info", version="1.2.3", commit="unknown") == 1
 
 
 @pytest.mark.parametrize("accept", ["", OPENMETRICS])

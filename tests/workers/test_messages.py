@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from relay.workers.messages import MAX_BYTES, Begin, Counted, Drain, Envelope, Frames, Made, Message, Page, frame
 
 MESSAGES: list[Message] = [
-    Begin(1, 2, 3, b"\x00config", "/somewhere"),
+    Begin(1, 2, 3, b"\x00config", "/somewhere", {"mine/a": 1.5}),
     Drain(),
     Counted([b"", b"a" * 1000]),
     Page(200, b"text/plain", b"body"),
