@@ -33,8 +33,6 @@ PROBE_SECONDS: Final = 0.1
 WRITE_BUFFER: Final = 64 * 2**10
 MAX_HEADERS: Final = 100
 MAX_LINE: Final = 8190
-_BODY_GONE: Final = web.PayloadAccessError()
-"""What a body says that is read after its request was answered."""
 _HUNG_UP: Final = select.POLLRDHUP if sys.platform == "linux" else 0
 """Errors and hang-ups are always reported; a FIN alone only where the system knows this flag (Linux)."""
 
@@ -169,7 +167,7 @@ class RelayHandler(RequestHandler):
         self._keepalive = bool(answer.keep_alive)
         if not payload.is_eof():
             await self._linger(payload)
-        payload.set_exception(_BODY_GONE)
+        payload.set_exception(web.PayloadAccessError())
         return False
 
     async def _linger(self, payload: Any) -> None:
