@@ -61,6 +61,51 @@ class Forwarder:
         `encode` turns a choice, and the credential to use there, into what goes onto the wire. With heartbeats the client's answer may
         have begun by then, with no byte of an upstream in it: the exchange says so.
         """
+        work = self._begin(exchange, plan, sink, encode, upload)
+        course = Course(plan, self._targets, self._retries, work.patience, can_repeat=work.can_repeat, chance=self._chance)
+        try:
+            may_hedge = work.plan.route.hedge is not None and self._note_hedgeable(work)
+            step: Step | None = course.start(monotonic())
+            run: Attempting | None = None
+            error: RelayError | None = None
+            while step is not None:
+                if step.wait_seconds:
+                    # A client that leaves cancels this at once.
+                    await asyncio.sleep(step.wait_seconds)
+                target = step.choice.target
+                # A resend keeps the turn of the attempt that it replaces.
+                turn = work.turns[-1] if step.is_fresh else self._turns.claim(target)
+                if turn is not None and turn.holds is not _SLOT:
+                    turn = await self._turns.wait(turn, work.exchange, target, work.patience.deadline_at)
+                if turn is None:
+                    step = course.crowded(step, monotonic())
+                    if step is None:
+                        _end_crowded(work, course, run, error)
+                    continue
+                run = self._ready(work, course, step, turn)
+                if may_hedge and (delay := self._hedge_delay(work, step.choice)) is not None:
+                    race = Race(work.exchange)
+                    first = Entrant(run, step, partial(self._try, work, course, run, step, turn))
+                    entrant = await race.run(first, delay, partial(self._back_up, work, course))
+                    run, error = entrant.run, entrant.error
+                    may_hedge = not race.has_backup
+                else:
+                    error = await self._try(work, course, run, step, turn)
+                if error is None:
+                    return
+                step = course.go_on() if isinstance(error, UpstreamError) else None
+                if step is None:
+                    work.exchange.advice = course.advice(error_answer(error).status)
+                    raise error
+        finally:
+            course.close()
+            for turn in work.turns:
+                # For an attempt that was given up before it began; the others have given theirs back.
+                turn.give()
+            if work.heart is not None:
+                work.heart.stop()
+
+    def _begin(self, exchange: Exchange, plan: RoutePlan, sink: Sink, encode: Encode, upload: Upload | None) -> "Work":
         exchange.move(State.TRYING)
         work = Work(exchange, plan, sink, encode, upload)
         plan.slots = self._turns.slots
@@ -70,51 +115,7 @@ class Forwarder:
                 # A caller's timeout is that of a single wait: one that hears comments in time does not give up.
                 work.patience = Patience(retry_count=work.patience.retry_count)
             work.heart = Heart(exchange, sink, settings)
-        course = Course(plan, self._targets, self._retries, work.patience, can_repeat=work.can_repeat, chance=self._chance)
-        try:
-            await self._run(work, course)
-        finally:
-            course.close()
-            for turn in work.turns:
-                # For an attempt that was given up before it began; the others have given theirs back.
-                turn.give()
-            if work.heart is not None:
-                work.heart.stop()
-
-    async def _run(self, work: "Work", course: Course) -> None:
-        may_hedge = work.plan.route.hedge is not None and self._note_hedgeable(work)
-        step: Step | None = course.start(monotonic())
-        run: Attempting | None = None
-        error: RelayError | None = None
-        while step is not None:
-            if step.wait_seconds:
-                # A client that leaves cancels this at once.
-                await asyncio.sleep(step.wait_seconds)
-            target = step.choice.target
-            # A resend keeps the turn of the attempt that it replaces.
-            turn = work.turns[-1] if step.is_fresh else self._turns.claim(target)
-            if turn is not None and turn.holds is not _SLOT:
-                turn = await self._turns.wait(turn, work.exchange, target, work.patience.deadline_at)
-            if turn is None:
-                step = course.crowded(step, monotonic())
-                if step is None:
-                    _end_crowded(work, course, run, error)
-                continue
-            run = self._ready(work, course, step, turn)
-            if may_hedge and (delay := self._hedge_delay(work, step.choice)) is not None:
-                race = Race(work.exchange)
-                first = Entrant(run, step, partial(self._try, work, course, run, step, turn))
-                entrant = await race.run(first, delay, partial(self._back_up, work, course))
-                run, error = entrant.run, entrant.error
-                may_hedge = not race.has_backup
-            else:
-                error = await self._try(work, course, run, step, turn)
-            if error is None:
-                return
-            step = course.go_on() if isinstance(error, UpstreamError) else None
-            if step is None:
-                work.exchange.advice = course.advice(error_answer(error).status)
-                raise error
+        return work
 
     def _ready(self, work: "Work", course: Course, step: Step, turn: Claim) -> Attempting:
         """Make ready one attempt."""

@@ -272,3 +272,33 @@ async def test_a_client_that_takes_nothing_gets_no_further_comments(upstream: Sc
             response = await client.read_response(within=30)
         assert without_comments(response) == b"".join([*big, *FIRST])
         assert response.body.count(COMMENT) <= 12  # of the 25 that would have been due
+
+
+async def test_a_client_that_leaves_while_a_retry_is_waited_for_ends_it(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+    upstream.answers(error_answer(429, headers=[("Retry-After", "1")]))
+    async with running(tmp_path, {"one": upstream}, {}) as relay:
+        async with await begin(relay) as client:
+            await upstream.wait_for("m")
+            while relay.app._running._runs:
+                await asyncio.sleep(0.005)
+            client.rst()
+            (line,) = await relay.wait_log(outcome="client_gone")
+        assert (line["attempts"], len(upstream.requests)) == (1, 1)
+
+
+async def test_a_refusal_that_stays_the_answer_after_all_is_told_in_the_stream_that_has_begun(
+    upstream: ScriptedUpstream, second: ScriptedUpstream, tmp_path: Path
+) -> None:
+    told = config({"one": upstream, "two": second}, SOON)
+    told["upstreams"]["two"]["limits"] = {"concurrency": 1, "queue": 4, "queue_wait": "400ms"}
+    async with relay_in_loop(told, tmp_path) as relay:
+        upstream.answers(error_answer(500))
+        second.answers(sse(SECOND[:3], end="hang"))
+        async with await begin(relay) as holding:
+            await holding.read_head()
+            upstream.answers(error_answer(503))
+            response = await relay.post(CHAT, ask())
+        assert in_stream_error(response)["message"] == "scripted 503"
+        (line,) = await relay.wait_log(outcome="upstream_failed")
+        assert line["attempts"] == 1
+        await at_rest(relay)

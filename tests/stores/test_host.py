@@ -67,8 +67,9 @@ def together(crew: list[Worker], line: str) -> list[int]:
 
 
 def test_four_processes_let_exactly_the_limit_in(tmp_path: Path) -> None:
-    for attempt in range(3):
-        with workers(tmp_path / str(attempt), 4, rpm=100) as crew:
+    with workers(tmp_path, 4, rpm=100) as crew:
+        for attempt in range(3):
+            together(crew, f"scope {attempt}")
             assert sum(together(crew, "admit 400")) == 100
 
 

@@ -27,6 +27,9 @@ def main() -> None:
                 granted = [answer for answer in answers if isinstance(answer, Grant)]
                 held += granted
                 result = len(granted)
+            case "scope":
+                scopes = (Scope(limits=scopes[0].limits, key=f"key-{count}"),)
+                result = count
             case "churn":
                 # The most ever held, seen from inside the lock's turns: everybody's slots at once.
                 result = 0
