@@ -168,6 +168,8 @@ class Metrics:
         for target in route.all_targets:
             upstream = fold("upstream", target.upstream.name, is_observation=False)
             self._targets.setdefault(target.name, []).append((name, upstream))
+            number(f.RESENDS, upstream)
+            number(f.MALFORMED_EVENTS, upstream)
             if self._has_prices:
                 number(f.COST, name, upstream)
             for result in AttemptResult:

@@ -417,3 +417,8 @@ def test_a_reload_makes_series_a_route_at_a_time(metrics: Metrics) -> None:
     metrics.know(replace(CONFIG, routes={**CONFIG.routes, "last": replace(FAST, name="last")}))
     assert value(metrics, "relay_upstream_attempts_total", route="last") == 0
     assert "last" in names(metrics, "route"), "a page makes what is left to be made"
+
+
+@pytest.mark.parametrize("family", ["relay_stale_connection_resends_total", "relay_malformed_events_total"])
+def test_the_first_flaw_of_an_upstream_starts_from_nought(family: str, metrics: Metrics) -> None:
+    assert {labels["upstream"]: number for name, labels, number in samples(metrics) if name == family} == {"mine": 0, "other": 0}
