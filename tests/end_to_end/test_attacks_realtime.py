@@ -179,10 +179,12 @@ async def test_side_that_does_not_read_stops_the_other_one(bed: Bed) -> None:
         assert sent - first <= 2**20
         assert bed.relay.process.memory_info().rss - memory < 16 * MIB
 
+    may_hear = asyncio.Event()
+
     async def deaf(peer: Peer) -> None:
         await peer.send(SWITCHED)
         peer.pause_reading()
-        await peer.sleep(0.8)
+        await may_hear.wait()
         peer.resume_reading()
         await peer.wait_closed()
 
@@ -192,6 +194,7 @@ async def test_side_that_does_not_read_stops_the_other_one(bed: Bed) -> None:
             for _ in range(1024):
                 await client.send(b"y" * 2**16, within=0.4)
         assert bed.relay.process.memory_info().rss - memory < 24 * MIB
+        may_hear.set()
     await bed.still_serves()
 
 
