@@ -78,7 +78,7 @@ async def test_the_handler_takes_the_settings_that_it_is_given() -> None:
 def test_every_overridden_method_exists_in_the_base() -> None:
     own = {name for name, value in vars(RelayHandler).items() if inspect.isfunction(value) and not name.startswith("__")}
     added = {name for name in own if not hasattr(RequestHandler, name)}
-    assert added <= {"tap", "send_continue", "_expect_request", "_look"}, (
+    assert added <= {"tap", "send_continue", "_expect_request", "_look", "_next_message", "_serve", "_linger", "_wait_for_next"}, (
         "a method that overrides nothing any more, or a new one to list here"
     )
 
@@ -86,8 +86,20 @@ def test_every_overridden_method_exists_in_the_base() -> None:
 async def test_the_handlers_attributes_are_where_they_were() -> None:
     handler = RelayHandler(_server())
     for name in (
-        "_request_count",
+        "_buffer_paused",
+        "_close",
+        "_keepalive",
+        "_keepalive_handle",
+        "_keepalive_timeout",
+        "_lingering_time",
         "_loop",
+        "_msg_queue_resume_size",
+        "_next_keepalive_close_time",
+        "_parser",
+        "_request_count",
+        "_request_handler",
+        "_task_handler",
+        "_waiter",
         "_message_tail",
         "_messages",
         "_current_request",
@@ -103,26 +115,26 @@ async def test_the_handlers_attributes_are_where_they_were() -> None:
     assert not hasattr(handler, "__dict__") or RequestHandler.__dictoffset__, "slots are gone"
 
 
-async def test_the_server_takes_a_handler_a_factory_and_cancels_handlers() -> None:
+async def test_the_server_takes_a_handler_and_cancels_handlers() -> None:
     signature = inspect.signature(web.Server.__init__)
     assert [*signature.parameters][:2] == ["self", "handler"]
-    assert {"request_factory", "handler_cancellation"} <= set(signature.parameters)
+    assert "handler_cancellation" in signature.parameters
     server = _server()
     assert server.handler_cancellation is True
-    assert server.request_factory is Incoming
     assert {"pre_shutdown", "shutdown", "connections"} <= set(dir(server))
 
 
-def test_the_request_factory_is_called_with_five_positional_arguments() -> None:
-    assert parameters(Incoming.__init__) == ["self", "message", "payload", "protocol", "writer", "task"]
-    source = inspect.getsource(RequestHandler.start)
-    call = source[source.index("self._request_factory(") :]
-    assert call[: call.index(")\n            try")].count(",") == 5
-    assert "request._task = None" in source
+def test_the_own_serving_loop_finds_what_it_calls() -> None:
+    assert parameters(RequestHandler._handle_request) == ["self", "request", "start_time", "request_handler"]
+    assert parameters(RequestHandler._make_error_handler) == ["self", "err_info"]
+    assert parameters(RequestHandler._process_keepalive) == ["self"]
+    assert parameters(RequestHandler._resume_reading_if_drained) == ["self"]
+    assert callable(HttpRequestParser.message_consumed)
+    assert "self._current_request = request" in inspect.getsource(RequestHandler._handle_request)
+    assert "create_task(self.start())" in inspect.getsource(RequestHandler.connection_made)
 
 
 def test_what_the_handler_is_asked_for_after_an_answer_is_what_sent_has() -> None:
-    assert "resp.keep_alive" in inspect.getsource(RequestHandler.start)
     source = inspect.getsource(RequestHandler.finish_response)
     assert "request._finish()" in source
     assert "await prepare_meth(request)" in source and "await resp.write_eof()" in source
