@@ -279,7 +279,6 @@ class Attempting:
             self._on_answer(monotonic())
         self._sink.open(exchange, head, first)
         exchange.move(State.COMMITTED)
-        exchange.committed_at = monotonic()
         exchange.status = head.status
         self._begin()
         return True

@@ -270,7 +270,6 @@ def _end_crowded(work: Work, course: Course, last: Attempting | None, error: Rel
         return
     work.sink.open(exchange, head, body)
     exchange.move(State.COMMITTED)
-    exchange.committed_at = monotonic()
     exchange.status = head.status
     work.sink.finish()
 

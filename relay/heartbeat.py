@@ -79,7 +79,6 @@ class Heart:
             exchange.is_begun_early = True
             self._sink.open(exchange, HEAD, COMMENT)
             exchange.move(State.COMMITTED)
-            exchange.committed_at = monotonic()
             exchange.status = HEAD.status
         elif self._sink.is_paused or (run is not None and not run.is_between_events):
             return

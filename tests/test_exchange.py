@@ -70,7 +70,7 @@ def test_an_exchange_that_never_got_anywhere() -> None:
     summary = summarize(exchange(), 12.5)
     assert (summary.outcome, summary.status, summary.duration_seconds) == (Outcome.INTERNAL_ERROR, 499, 2.5)
     assert (summary.route, summary.upstream, summary.attempts, summary.usage) == (None, None, (), None)
-    assert summary.ttft_seconds is summary.upstream_ttft_seconds is summary.inter_token_seconds is summary.overhead is None
+    assert summary.ttft_seconds is summary.inter_token_seconds is summary.overhead is None
 
 
 def test_a_summary_is_about_the_last_attempt_and_the_client() -> None:
@@ -85,7 +85,7 @@ def test_a_summary_is_about_the_last_attempt_and_the_client() -> None:
     meter.first_content_at, meter.last_content_at, meter.content_events = 13.0, 15.0, 5
     meter.usage, meter.finish_reason = Usage(input=3, output=4), "stop"
     summary = summarize(made, 16.0)
-    assert (summary.ttft_seconds, summary.upstream_ttft_seconds, summary.inter_token_seconds) == (3.5, 1.5, 0.5)
+    assert (summary.ttft_seconds, summary.inter_token_seconds) == (3.5, 0.5)
     assert summary.overhead is not None and summary.overhead.seconds == 0.25 + 0.5
     assert (summary.usage, summary.finish_reason) == (Usage(input=3, output=4), "stop")
     assert (summary.route, summary.upstream, summary.bytes_out, summary.is_stream) == ("fast", "mine", 7, True)

@@ -195,7 +195,6 @@ class UpstreamRequest:
     """This call's place in the request's trace, 16 hexadecimal digits."""
     is_upload: bool = False
     """Whether the body is streamed from the client instead (then `body` is empty and the request is sent once)."""
-    upload_chunked: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -339,7 +338,6 @@ class Exchange:
     """When it was let through to the upstreams: its route is known and whatever it had to wait for is there."""
     queued_seconds: float = 0.0
     """How long it waited for a place."""
-    committed_at: float | None = None
     first_content_written_at: float | None = None
     bytes_out: int = 0
     backpressure_seconds: float = 0.0

@@ -38,7 +38,6 @@ class Summary:
     is_stream: bool
     duration_seconds: float
     ttft_seconds: float | None
-    upstream_ttft_seconds: float | None
     inter_token_seconds: float | None
     token_seconds: float | None
     """Mean time of an output token, for a whole stream whose upstream told their number."""
@@ -88,7 +87,6 @@ def summarize(exchange: Exchange, now: float, lateness: Lateness = _never_late) 
         is_stream=request.is_stream,
         duration_seconds=now - request.received_at,
         ttft_seconds=written_at - request.received_at if written_at is not None else None,
-        upstream_ttft_seconds=_span(last.sent_at if last is not None else None, meter.first_content_at),
         inter_token_seconds=_mean_gap(meter),
         token_seconds=_token_seconds(outcome, meter),
         overhead=_overhead(exchange, meter, now),

@@ -82,7 +82,6 @@ class OpenAIProvider:
             body=body,
             span=span,
             is_upload=is_upload,
-            upload_chunked=is_upload and upload_length is None,
         )
 
     @staticmethod

@@ -111,7 +111,7 @@ _RESPONSE_ENDS: Final = frozenset({"response.completed", "response.incomplete", 
 class EventObserver:
     """Observes one event stream."""
 
-    __slots__ = ("_is_chunked", "_is_delta", "_is_easy", "_is_one_delta", "_meter", "_operation", "_splitter", "first", "held_since")
+    __slots__ = ("_is_chunked", "_is_delta", "_is_easy", "_is_one_delta", "_meter", "_operation", "_splitter", "first")
 
     def __init__(self, meter: StreamMeter, operation: Operation) -> None:
         """Fill `meter`; `operation` says which terminal the stream ends with."""
@@ -123,7 +123,6 @@ class EventObserver:
         self._is_easy = False
         """Whether content has come, no end has, and the splitter stands between two events: the fast path's condition."""
         self.first = First.NOTHING
-        self.held_since: float | None = None
         """When the first held event was read."""
 
     @property
@@ -198,7 +197,6 @@ class EventObserver:
         if weight is Weight.HELD:
             if self.first is First.NOTHING:
                 self.first = First.HELD
-                self.held_since = now
             return
         self._commit(now)
         if weight is not Weight.OTHER:

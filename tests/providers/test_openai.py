@@ -204,7 +204,7 @@ def test_an_upload_announces_its_length_or_comes_in_chunks(length: int | None, l
     made = encode(request(path="/v1/files", headers=headers), upload_length=length, is_upload=True)
     assert {line, b"Content-Encoding: br", b"Content-Type: multipart/form-data; boundary=x"} <= set(lines(made))
     assert len({b"content-length", b"transfer-encoding"} & set(names(made))) == 1
-    assert (made.body, made.is_upload, made.upload_chunked) == (b"", True, length is None)
+    assert (made.body, made.is_upload) == (b"", True)
 
 
 def test_a_websocket_is_asked_for_without_a_browsers_key() -> None:

@@ -16,7 +16,7 @@ SMALL_STREAMS = [name for name in STREAMS if len(stream(name)) < 10_000]
 
 def state(pieces: list[bytes], operation: Operation) -> tuple[Any, ...]:
     observer, meter = observe(pieces, operation)
-    return asdict(meter), observer.first, observer.held_since, observer.at_boundary
+    return asdict(meter), observer.first, observer.at_boundary
 
 
 def chunk(delta: dict[str, Any] | None = None, *, finish: str | None = None, **more: Any) -> bytes:
@@ -221,11 +221,13 @@ def test_what_stands_at_the_head_decides_about_the_commit(data: bytes, expected:
     assert observe([data], kind)[0].first is expected
 
 
-def test_only_the_first_held_event_starts_the_clock() -> None:
+def test_comments_and_pings_are_nothing_yet_and_a_role_is_held() -> None:
     observer = EventObserver(StreamMeter(), Operation.CHAT)
+    seen = []
     for now, piece in enumerate([b": note\n\n", b"event: ping\ndata: {}\n\n", ROLE, ROLE]):
         observer.feed(piece, float(now))
-    assert (observer.first, observer.held_since) == (First.HELD, 2.0)
+        seen.append(observer.first)
+    assert seen == [First.NOTHING, First.NOTHING, First.HELD, First.HELD]
 
 
 def test_marks_are_taken_at_the_instant_of_their_piece() -> None:
