@@ -73,7 +73,8 @@ class Bed:
         self.second: FakeRun | None = None
         self.second_trial = FakeTrial()
         self.backup_began = asyncio.Event()
-        self.race = Race(self.exchange)
+        self.is_final = False
+        self.race = Race(self.exchange, lambda: self.is_final)
 
     def entrant(self, run: FakeRun, trial: FakeTrial) -> Entrant:
         choice = Choice(target=run.attempt.target, model="m", is_mapped=True)

@@ -9,7 +9,7 @@ from relay.errors import Break as Broken
 from relay.errors import ConnectFailed, ConnectFault, Phase, StreamBroken, UpstreamError, UpstreamRefused, UpstreamTimeout
 from relay.policy.course import Course, Step
 from relay.policy.patience import Patience
-from relay.policy.retries import RetryBudget
+from relay.policy.retries import SHARE, retry_budget
 from relay.policy.routing import Choice, RoutePlan
 from relay.policy.targets import Targets
 
@@ -30,7 +30,7 @@ class Bed:
         self.route = Route(name="fast", targets=targets, timeouts=Timeouts(), retries=retries)
         self.targets = Targets()
         self.targets.know(Config(upstreams={each.upstream.name: each.upstream for each in targets}, routes={"fast": self.route}))
-        self.budget = RetryBudget()
+        self.budget = retry_budget()
         self.now = 1000.0
 
     def course(self, *, can_repeat: bool = True, patience: Patience | None = None, fallback_on: Sequence[FallbackCause] = ()) -> Course:
@@ -171,7 +171,7 @@ def test_a_resend_of_a_third_attempt_takes_no_second_token() -> None:
         step = course.go_on() or step
     assert course.failed(step, StreamBroken(Broken.RESET, anything=False), bed.now, was_reused=True)
     # Three tokens at least in a window: the third attempt took one, its resend none.
-    assert [bed.budget.take(bed.now) for _ in range(3)] == [True, True, False]
+    assert [bed.budget.take(bed.now, SHARE) for _ in range(3)] == [True, True, False]
 
 
 def test_with_a_backup_under_way_a_failure_decides_nothing_and_the_callers_mistake_everything() -> None:
