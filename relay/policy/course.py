@@ -12,8 +12,8 @@ from typing import Final
 from relay.errors import UpstreamError, UpstreamRefused
 from relay.policy.backoff import CAP_SECONDS, backoff
 from relay.policy.patience import MAX_ADVISED_SECONDS, Patience, advice
-from relay.policy.refusals import Blame
 from relay.policy.ration import Ration
+from relay.policy.refusals import Blame
 from relay.policy.retries import MAX_ATTEMPTS, MAX_TRIES, SHARE, needs_budget
 from relay.policy.routing import Choice, RoutePlan
 from relay.policy.targets import Targets

@@ -138,6 +138,32 @@ def test_the_next_credential_goes_before_the_next_target(error: UpstreamError, s
     assert bed.run(bed.course(), DOWN)[0].trial.credential == Secret("sk-2")
 
 
+@pytest.mark.parametrize("is_first_to_fail", [True, False])
+def test_the_next_credential_of_either_of_two_racing_attempts_goes_before_the_next_target(is_first_to_fail: bool) -> None:
+    bed = Bed(target("a", "sk-1", "sk-2"), target("b"), target("c"))
+    course = bed.course()
+    first = course.start(bed.now)
+    second = course.back_up(bed.now, lambda: True)
+    assert second is not None
+    failures = [(first, THROTTLED), (second, DOWN)]
+    for step, error in failures if is_first_to_fail else reversed(failures):
+        assert course.failed(step, error, bed.now)
+    step = course.go_on()
+    assert step is not None and names([step]) == ["a"] and step.trial.credential == Secret("sk-2")
+    assert not course.failed(step, DOWN, bed.now)
+
+
+def test_a_credential_that_no_other_can_stand_in_for_is_not_offered_again_after_a_race() -> None:
+    bed = Bed(target("a"), target("b"), target("c"))
+    course = bed.course()
+    first = course.start(bed.now)
+    second = course.back_up(bed.now, lambda: True)
+    assert second is not None
+    assert course.failed(first, THROTTLED, bed.now) and course.failed(second, DOWN, bed.now)
+    step = course.go_on()
+    assert step is not None and names([step]) == ["c"]
+
+
 def test_where_all_credentials_rest_the_target_does() -> None:
     bed = Bed(target("a", "sk-1", "sk-2"), target("b"))
     bed.run(bed.course(), UpstreamRefused(401), UpstreamRefused(401), DOWN)
