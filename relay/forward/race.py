@@ -8,9 +8,9 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from relay.attempt import Attempting
 from relay.errors import RelayError
 from relay.exchange import Exchange
+from relay.forward.attempt import Attempting
 from relay.policy.course import Step
 
 

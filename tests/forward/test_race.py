@@ -10,9 +10,9 @@ from relay.config.tree import Target, Upstream
 from relay.errors import Break as Broken
 from relay.errors import RelayError, StreamBroken
 from relay.exchange import Attempt, ClientRequest, Exchange, Operation
+from relay.forward.race import Entrant, Race
 from relay.policy.course import Step
 from relay.policy.routing import Choice
-from relay.race import Entrant, Race
 
 
 class FakeRun:

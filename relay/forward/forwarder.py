@@ -9,12 +9,15 @@ from functools import partial
 from time import monotonic
 from typing import Final, Protocol
 
-from relay.answering import outcome_with, refusal_event
-from relay.attempt import Attempting
 from relay.config.tree import Secret
 from relay.errors import Overloaded, Phase, RelayError, UpstreamError, UpstreamRefused, error_answer
 from relay.exchange import Attempt, AttemptResult, Exchange, Outcome, State, UpstreamRequest
-from relay.heartbeat import Heart, takes_comments
+from relay.forward.answering import outcome_with, refusal_event
+from relay.forward.attempt import Attempting
+from relay.forward.heartbeat import Heart, takes_comments
+from relay.forward.ports import Sink, Upload, Upstreams
+from relay.forward.race import Entrant, Race
+from relay.forward.turns import Turns
 from relay.policy.course import Course, Step
 from relay.policy.hedging import delay_of
 from relay.policy.lessons import bounded, learn, learn_beaten, prompt_bytes
@@ -24,10 +27,7 @@ from relay.policy.routing import Choice, RoutePlan
 from relay.policy.slots import Claim, Holds
 from relay.policy.targets import Targets
 from relay.policy.verdicts import judge, status_result
-from relay.ports import Sink, Upload, Upstreams
-from relay.race import Entrant, Race
 from relay.stream import HoldBudget
-from relay.turns import Turns
 
 Encode = Callable[[Choice, Secret | None], UpstreamRequest]
 
