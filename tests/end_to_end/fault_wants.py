@@ -15,9 +15,7 @@ ANSWER: dict[str, object] = {"id": "x", "object": "chat.completion", "choices": 
 ANSWER_BYTES = json.dumps(ANSWER).encode()
 
 
-def refused(
-    status: int, code: str, result: str, connection: Connection, *, requests: int = 1, outcome: str = "upstream_failed"
-) -> Want:
+def refused(status: int, code: str, result: str, connection: Connection, *, requests: int = 1, outcome: str = "upstream_failed") -> Want:
     """The relay's own answer before the commit."""
     return Want(
         outcome=outcome,
