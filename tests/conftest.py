@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.fakes.certificates import Authority
 from tests.fakes.client import RawClient
@@ -19,6 +20,12 @@ from tests.servers import RedisServer, running_redis
 
 RelayWith = Callable[..., Awaitable[RelayProcess]]
 Connect = Callable[..., Awaitable[RawClient]]
+
+# Properties are about what happens, not about how long it takes on a machine that has other things to do.
+# Where hypothesis sees CI it has a profile of its own that says the same and repeats the same examples.
+if settings.get_current_profile_name() == "default":
+    settings.register_profile("relay", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("relay")
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from relay.admission import all_scopes
 from relay.config.tree import Config, Redis
+from relay.gateway.admission import all_scopes
 from relay.stores import SLOTS_IDENTITY, Ledger, RedisLimiter, open_ledger
 
 SWEEP_SECONDS = 1.0

@@ -26,7 +26,6 @@ from relay.app.listening import listen, max_connections, serve, url_of
 from relay.app.pages import Pages
 from relay.app.reloading import Read, Reloads, fixed_changes
 from relay.app.running import Running
-from relay.catalog import Catalog
 from relay.config.addresses import is_loopback
 from relay.config.keys import with_stored
 from relay.config.listening import needs_keys
@@ -34,8 +33,10 @@ from relay.config.tree import Config, HealthCheck, Key, Kind, Target, Timeouts, 
 from relay.errors import ConnectFailed
 from relay.exchange import Outcome
 from relay.forward import Forwarder
+from relay.forward.turns import Turns
 from relay.gateway import Gateway
-from relay.planning import Snapshot
+from relay.gateway.catalog import Catalog
+from relay.gateway.planning import Snapshot
 from relay.policy.routing import Router
 from relay.policy.slots import AllSlots
 from relay.policy.targets import Targets
@@ -54,7 +55,6 @@ from relay.transport.downstream import Downstream, Page
 from relay.transport.fetch import ask_health, fetch
 from relay.transport.listener import RelayServer
 from relay.transport.upstream import UpstreamPools
-from relay.turns import Turns
 from relay.usage import UsageLedger
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from typing import Any, Protocol
 
 from relay.app.desk import Order
-from relay.planning import Siblings
+from relay.gateway.planning import Siblings
 
 
 class Crew(Siblings, Protocol):

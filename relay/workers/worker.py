@@ -17,7 +17,7 @@ from relay.app.listening import listen_message
 from relay.app.process import loop_factory, settle_memory
 from relay.config.tree import Config
 from relay.errors import ClientError, Overloaded
-from relay.planning import Snapshot
+from relay.gateway.planning import Snapshot
 from relay.policy.owners import Owner
 from relay.stores import RedisUnusable, StateFileUnusable
 from relay.workers.channel import Channel
