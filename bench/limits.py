@@ -9,9 +9,9 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 
-from relay.admission import Admission
 from relay.config.tree import Budget, Key, Limits, Period, Price, Route, Target, Timeouts, Upstream
 from relay.exchange import Attempt, ClientRequest, Exchange, Operation, Outcome, Usage
+from relay.gateway.admission import Admission
 from relay.policy.limits import Demand, Grant, Scope
 from relay.policy.routing import Router
 from relay.stores import Ledger, open_ledger

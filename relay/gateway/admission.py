@@ -12,11 +12,11 @@ from typing import Final
 from relay.config.tree import Key, Limits, OnLimit, Price, Route
 from relay.errors import ClientError
 from relay.exchange import JSON_OPERATIONS, Attempt, ClientRequest, Exchange, Operation, Outcome, Usage, UsageSource
+from relay.forward.ports import Limiter
 from relay.policy.estimates import Answers, Ratios, cost_of, price_of, prompt_tokens, said_answer
 from relay.policy.limits import Demand, Grant, Limit, Refusal, Scope, Standing
 from relay.policy.patience import MAX_ADVISED_SECONDS
 from relay.policy.routing import RoutePlan, resolve
-from relay.ports import Limiter
 
 MAX_KNOWN: Final = 4_096
 """Pairs of key and route whose scopes are kept ready."""
