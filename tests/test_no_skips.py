@@ -16,10 +16,9 @@ PASSING = "def test_passes():\n    pass\n"
 
 def run_pytest(folder: Path, source: str, *options: str) -> subprocess.CompletedProcess[str]:
     (folder / "test_case.py").write_text(source)
-    command = [sys.executable, "-m", "pytest", "-p", "tests.no_skips", "-p", "no:cacheprovider", "--rootdir", str(folder)]
-    return subprocess.run(
-        [*command, *options, "-c", "/dev/null", str(folder / "test_case.py")], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
-    )
+    own = ["-p", "tests.no_skips", "-p", "no:cacheprovider", "--rootdir", str(folder), "-c", "/dev/null"]
+    command = [sys.executable, "-m", "pytest", *own, *options, str(folder / "test_case.py")]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
 
 
 @pytest.mark.parametrize("source", [SKIPPED, SKIPPED_MODULE, EXPECTED_TO_FAIL], ids=["test", "module", "xfail"])
