@@ -127,7 +127,8 @@ class App:
         """Listen; return the address to use. Raises OSError when the address cannot be had."""
         self._libraries.open()
         config = self._config = await asyncio.to_thread(self._key_watch.refreshed, self._config)
-        self._accounts = Accounts(config.state_dir or (None if self._crew is None else self._crew.directory), config.redis, self._log)
+        directory = config.state_dir or (None if self._crew is None else self._crew.directory)
+        self._accounts = Accounts(directory, config.redis, self._log, self._on_limits_change)
         await self._accounts.start()
         sock = listen(config.server.host, config.server.port, is_shared=self._crew is not None)
         await self._start_demo(config)
@@ -158,6 +159,10 @@ class App:
         self._checks.know(config)
         self._spawn(self._accounts.watch(lambda: self._metrics.in_flight, self._observers.violated))
         return url_of(sock)
+
+    def _on_limits_change(self, are_degraded: bool) -> None:
+        if self._crew is not None:
+            self._crew.limits_changed(are_degraded=are_degraded)
 
     def _are_limits_degraded(self) -> bool:
         return self._accounts is not None and self._accounts.is_degraded

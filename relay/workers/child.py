@@ -15,7 +15,7 @@ from time import monotonic
 from typing import Any, Final, Protocol
 
 from relay.workers.channel import Channel
-from relay.workers.messages import Begin, Counted, Drain, Message, Ready
+from relay.workers.messages import Begin, Counted, Drain, LimitsChanged, Message, Ready
 from relay.workers.restarts import Restarts
 
 START_SECONDS: Final = 30.0
@@ -52,6 +52,8 @@ class Child:
     def __init__(self, index: int, chief: Chief, log: Any) -> None:
         self.index = index
         self.is_ready = False
+        self.are_limits_degraded = False
+        """Of the living process."""
         self.counted: list[bytes] | None = None
         """What the living process said last of what it counted."""
         self.channel: Channel | None = None
@@ -104,7 +106,7 @@ class Child:
         code = await self._process.wait()
         starting.cancel()
         await gone.wait()  # what it said last has arrived then
-        self.is_ready = False
+        self.is_ready = self.are_limits_degraded = False
         self.channel = self._process = None
         reason = "killed" if code < 0 else "error" if code else "exit"
         self._chief.ended(self, reason)
@@ -120,6 +122,8 @@ class Child:
                 self.replace()
             case Counted():
                 self.counted = message.pieces
+            case LimitsChanged():
+                self.are_limits_degraded = message.are_degraded
             case other:
                 self._chief.told(other)
 
