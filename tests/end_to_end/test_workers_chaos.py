@@ -93,7 +93,10 @@ async def test_books_balance_after_kills_disconnects_faults_and_reloads(
 
     watching = asyncio.create_task(watch())
     await asyncio.gather(*(place(number) for number in range(count)))
-    assert not watching.done() and len(pages) > 2, watching
+    async with asyncio.timeout(WITHIN):
+        while len(pages) < 4 and not watching.done():  # on a busy machine few pages come while the requests run
+            await asyncio.sleep(0.05)
+    assert not watching.done(), watching
     watching.cancel()
     kills = killer.kills
     await some_worker(relay)
