@@ -24,8 +24,8 @@ MAX_FUNCTION_LINES: Final = 50
 # Rooms, lowest first, each with the rooms it may import besides itself; the version in `relay` itself is for everybody.
 _BASE: Final = frozenset({"errors", "config", "exchange"})
 _PURE_TOP: Final = _BASE | {"wire", "policy", "providers", "dialects"}
-_CORE: Final = _PURE_TOP | {"stream", "ports", "tunnel", "waiting", "attempt", "turns", "forward"}
-_HALL: Final = _CORE | {"admission", "catalog", "planning", "reception", "gateway"}
+_CORE: Final = _PURE_TOP | {"stream", "forward"}
+_HALL: Final = _CORE | {"gateway"}
 MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "__init__": frozenset(),
     "errors": frozenset(),
@@ -37,20 +37,8 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "dialects": _BASE | {"wire", "policy"},
     "demo": _BASE | {"wire"},
     "stream": _PURE_TOP,
-    "ports": _BASE | {"stream", "policy"},
-    "answering": _PURE_TOP | {"stream"},
-    "tunnel": frozenset({"ports"}),
-    "waiting": _BASE | {"ports"},
-    "attempt": _PURE_TOP | {"stream", "ports", "answering", "tunnel", "waiting"},
-    "turns": _BASE | {"policy"},
-    "heartbeat": _BASE | {"stream", "ports", "attempt"},
-    "race": _PURE_TOP | {"stream", "ports", "attempt"},
-    "forward": _PURE_TOP | {"stream", "ports", "answering", "attempt", "heartbeat", "race", "turns"},
-    "catalog": _BASE | {"policy"},
-    "reception": _PURE_TOP | {"stream", "ports"},
-    "planning": _PURE_TOP | {"catalog"},
-    "admission": _PURE_TOP | {"stream", "ports"},
-    "gateway": _CORE | {"admission", "catalog", "planning", "reception"},
+    "forward": _PURE_TOP | {"stream"},
+    "gateway": _CORE,
     "stores": _PURE_TOP,
     "usage": frozenset(),
     "telemetry": _BASE | {"usage"},
@@ -398,7 +386,7 @@ BROKEN: Final = [
     (find_impurity, "relay/stream.py", "from time import monotonic"),
     (find_impurity, "relay/policy/a.py", "import asyncio.events"),
     (find_impurity, "relay/policy/a.py", "from relay.config import load"),
-    (find_strays, "relay/forward.py", "from aiohttp import web"),
+    (find_strays, "relay/forward/forwarder.py", "from aiohttp import web"),
     (find_strays, "relay/transport/a.py", "import os\nx = os.environ['HOME']"),
     (find_strays, "relay/transport/a.py", "from os import environ"),
     (find_oversize, "relay/stream.py", "x = 1\n" * (MAX_MODULE_LINES + 1)),

@@ -26,7 +26,6 @@ from relay.app.listening import listen, max_connections, serve, url_of
 from relay.app.pages import Pages
 from relay.app.reloading import Read, Reloads, fixed_changes
 from relay.app.running import Running
-from relay.catalog import Catalog
 from relay.config.addresses import is_loopback
 from relay.config.keys import with_stored
 from relay.config.listening import needs_keys
@@ -34,8 +33,10 @@ from relay.config.tree import Config, HealthCheck, Key, Kind, Target, Timeouts, 
 from relay.errors import ConnectFailed
 from relay.exchange import Outcome
 from relay.forward import Forwarder
+from relay.forward.turns import Turns
 from relay.gateway import Gateway
-from relay.planning import Snapshot
+from relay.gateway.catalog import Catalog
+from relay.gateway.planning import Snapshot
 from relay.policy.routing import Router
 from relay.policy.slots import AllSlots
 from relay.policy.targets import Targets
@@ -54,7 +55,6 @@ from relay.transport.downstream import Downstream, Page
 from relay.transport.fetch import ask_health, fetch
 from relay.transport.listener import RelayServer
 from relay.transport.upstream import UpstreamPools
-from relay.turns import Turns
 from relay.usage import UsageLedger
 
 if TYPE_CHECKING:
@@ -127,7 +127,8 @@ class App:
         """Listen; return the address to use. Raises OSError when the address cannot be had."""
         self._libraries.open()
         config = self._config = await asyncio.to_thread(self._key_watch.refreshed, self._config)
-        self._accounts = Accounts(config.state_dir or (None if self._crew is None else self._crew.directory), config.redis, self._log)
+        directory = config.state_dir or (None if self._crew is None else self._crew.directory)
+        self._accounts = Accounts(directory, config.redis, self._log, self._on_limits_change)
         await self._accounts.start()
         sock = listen(config.server.host, config.server.port, is_shared=self._crew is not None)
         await self._start_demo(config)
@@ -158,6 +159,10 @@ class App:
         self._checks.know(config)
         self._spawn(self._accounts.watch(lambda: self._metrics.in_flight, self._observers.violated))
         return url_of(sock)
+
+    def _on_limits_change(self, are_degraded: bool) -> None:
+        if self._crew is not None:
+            self._crew.limits_changed(are_degraded=are_degraded)
 
     def _are_limits_degraded(self) -> bool:
         return self._accounts is not None and self._accounts.is_degraded

@@ -3,7 +3,7 @@
 from typing import Any, Protocol
 
 from relay.app.desk import Order
-from relay.planning import Siblings
+from relay.gateway.planning import Siblings
 
 
 class Crew(Siblings, Protocol):
@@ -14,6 +14,9 @@ class Crew(Siblings, Protocol):
     total: int
     directory: str
     """A folder of all workers' own that lives as long as their supervisor."""
+
+    def limits_changed(self, *, are_degraded: bool) -> None:
+        """Have the supervisor know whether limits are counted here alone, or cannot be counted."""
 
     async def page(self, path: str, accept: str) -> tuple[int, bytes, bytes]:
         """Return status, content type and body of a page that speaks for all workers."""

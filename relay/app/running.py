@@ -1,7 +1,7 @@
 """The attempts under way, for a stop that has to end them."""
 
-from relay.attempt import Attempting
 from relay.exchange import Outcome
+from relay.forward.attempt import Attempting
 
 
 class Running:

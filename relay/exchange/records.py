@@ -347,6 +347,8 @@ class Exchange:
     """Headers that tell the caller's SDK whether another try is worth it, when every target has failed."""
     limit_headers: tuple[tuple[bytes, bytes], ...] = ()
     """How the caller's own limits stand; they take the place of an upstream's of the same names."""
+    prompt_tokens: int | None = None
+    """Those of its prompt as guessed by its bytes; None while nobody has asked (`policy.estimates`)."""
     usage: Usage | None = None
     """What the exchange used, as it was settled."""
     usage_source: UsageSource | None = None

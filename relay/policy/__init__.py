@@ -4,7 +4,8 @@ Where a request goes: `routing` (name to route), `balance` and `affinity` (order
 `course` (what is tried first, and what after each failure), `owners` (objects that live at one upstream).
 
 What a failure means: `refusals` (an upstream's words), `verdicts` (next target, blame, repeat), `trial` (whose books it is entered
-in), `breaker` and `credentials` (who rests), `retries`, `backoff` and `patience` (whether and when to try again), `signs` (health checks).
+in), `breaker` and `credentials` (who rests), `retries`, `ration`, `backoff` and `patience` (whether and when to try again), `signs`
+(health checks).
 
 How long to wait: `bounds` (which wait ends next), `deadlines`, `latency` and `lessons` (learned first tokens), `hedging` (backups),
 `slots` (turns at a full upstream).

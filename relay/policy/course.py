@@ -1,7 +1,7 @@
 """The course of one exchange over its targets: what is tried first, and what after each failure.
 
-Another target, or another credential of the same one, goes before the same again. What was not sent may always be tried elsewhere;
-what was sent only if it is safe to repeat. The first fallback is free, what comes after it is taken from the retry budget.
+Another credential of a target that was tried goes before another target, and that before the same again. What was not sent may always be
+tried elsewhere; what was sent only if it is safe to repeat. The first fallback is free, what comes after it is taken from the retry budget.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,13 +12,15 @@ from typing import Final
 from relay.errors import UpstreamError, UpstreamRefused
 from relay.policy.backoff import CAP_SECONDS, backoff
 from relay.policy.patience import MAX_ADVISED_SECONDS, Patience, advice
+from relay.policy.ration import Ration
 from relay.policy.refusals import Blame
-from relay.policy.retries import MAX_ATTEMPTS, MAX_TRIES, RetryBudget, needs_budget
+from relay.policy.retries import MAX_ATTEMPTS, MAX_TRIES, SHARE, needs_budget
 from relay.policy.routing import Choice, RoutePlan
 from relay.policy.targets import Targets
 from relay.policy.trial import Trial
 from relay.policy.verdicts import Verdict, is_stale_connection, judge
 
+_OF_CREDENTIALS: Final = frozenset({Blame.CREDENTIAL, Blame.ACCOUNT})
 _ASKED_AGAIN: Final = frozenset({408, 409, 429})
 """Statuses below 500 that official SDKs try again by themselves."""
 
@@ -44,6 +46,7 @@ class Course:
         "_has_moved",
         "_is_final",
         "_live",
+        "_more",
         "_next",
         "_patience",
         "_plan",
@@ -60,7 +63,7 @@ class Course:
         self,
         plan: RoutePlan,
         targets: Targets,
-        retries: RetryBudget,
+        retries: Ration,
         patience: Patience,
         *,
         can_repeat: bool,
@@ -75,6 +78,8 @@ class Course:
         self._chance = chance
         self._live: list[Step] = []
         """The attempts under way: one, or two while a backup races."""
+        self._more: list[Choice] = []
+        """Targets that failed for the credential that was used: they may have another."""
         self._next: Step | None = None
         self._is_final = False
         self._was_resent = False
@@ -123,6 +128,10 @@ class Course:
             self._is_final = False
             self._next = self._decide(step, error, now, was_sent=was_sent, was_reused=was_reused)
         return not self._is_final and (self._next is not None or bool(self._live))
+
+    def is_final(self) -> bool:
+        """Tell whether what failed last is the answer, whatever else is under way: no other target could mend it."""
+        return self._is_final
 
     def go_on(self) -> Step | None:
         """Return the next step; None when nothing is left to try."""
@@ -179,13 +188,15 @@ class Course:
         self._waits.append(self._helps_in(step, error, verdict, now))
         # What no other target could mend is the answer, whoever finds it.
         self._is_final = not verdict.fall_back
+        if verdict.blame in _OF_CREDENTIALS:
+            self._more.append(step.choice)
         if self._live:
             return None
         if not verdict.fall_back or (self._sent and not self._can_repeat):
             return None
         if self._sent >= MAX_ATTEMPTS or not self._patience.fits(now, 0.0):
             return None
-        return self._another(step, verdict, now) or self._again(step, error, verdict, now)
+        return self._another(step, now) or self._again(step, error, verdict, now)
 
     def _can_resend(self, error: UpstreamError, now: float, *, was_reused: bool) -> bool:
         if not self._can_repeat or self._was_resent or not is_stale_connection(error, was_reused=was_reused):
@@ -199,12 +210,13 @@ class Course:
         said = error.retry_after if isinstance(error, UpstreamRefused) else None
         return max(said or 0.0, self._targets.rest_left(step.choice.target, now))
 
-    def _another(self, step: Step, verdict: Verdict, now: float) -> Step | None:
-        """Return the next target, or the same with its next credential."""
-        for choice in self._offers(step, verdict):
-            if not self._targets.may_try(choice.target, now) or not self._plan.has_room(choice):
+    def _another(self, step: Step, now: float) -> Step | None:
+        """Return the next credential of a target that was tried, or the next target."""
+        for choice in self._offers():
+            # The attempt that failed may still have the turn that its target has to give.
+            if not self._targets.may_try(choice.target, now) or not (choice is step.choice or self._plan.has_room(choice)):
                 continue
-            if needs_budget(self._sent, is_same_target=False) and not self._retries.take(now):
+            if needs_budget(self._sent) and not self._retries.take(now, SHARE):
                 return None
             trial = self._targets.begin(choice.target, now)
             assert trial is not None
@@ -212,11 +224,11 @@ class Course:
             return Step(choice, trial)
         return None
 
-    def _offers(self, step: Step, verdict: Verdict) -> Iterator[Choice]:
-        if self._tries < MAX_TRIES and verdict.blame in (Blame.CREDENTIAL, Blame.ACCOUNT):
-            self._tries += 1
-            yield step.choice
-        while self._tries < MAX_TRIES and (choice := self._plan.next()) is not None:
+    def _offers(self) -> Iterator[Choice]:
+        while self._tries < MAX_TRIES:
+            choice = self._more.pop(0) if self._more else self._plan.next()
+            if choice is None:
+                return
             self._tries += 1
             yield choice
 
@@ -227,7 +239,7 @@ class Course:
             return None
         # A rest that ends brings everyone at once, were it not for the jitter.
         wait = self._helps_in(step, error, verdict, now) + backoff(self._repeats, self._chance())
-        if wait > CAP_SECONDS or not self._patience.fits(now, wait) or not self._retries.take(now):
+        if wait > CAP_SECONDS or not self._patience.fits(now, wait) or not self._retries.take(now, SHARE):
             return None
         trial = self._targets.begin(choice.target, now, is_forced=True)
         assert trial is not None

@@ -7,7 +7,7 @@ every upstream down, attempts stay near the number of requests however many targ
 from typing import Final
 
 from relay.exchange import JSON_OPERATIONS, ClientRequest, Operation
-from relay.policy.window import Window
+from relay.policy.ration import Ration
 
 MAX_TRIES: Final = 8
 """Targets looked at for one exchange, those that were never reached included."""
@@ -19,30 +19,17 @@ MINIMUM: Final = 3
 """Retries that are always allowed in a window: with little traffic a share says nothing."""
 
 
-class RetryBudget:
-    """At most `SHARE` of the requests of the last ten seconds may be retries, at least `MINIMUM`."""
-
-    __slots__ = ("_recent",)
-
-    def __init__(self) -> None:
-        self._recent = Window(WINDOW_SECONDS)
-
-    def note_request(self, now: float) -> None:
-        """Count a request: once for each, when its first attempt begins."""
-        self._recent.add_first(now)
-
-    def take(self, now: float) -> bool:
-        """Take one retry out of the budget; False when there is none."""
-        self._recent.advance(now)
-        if self._recent.second + 1 > max(float(MINIMUM), SHARE * self._recent.first):
-            return False
-        self._recent.add_second(now)
-        return True
+def retry_budget() -> Ration:
+    """Return a budget that nothing was taken from."""
+    return Ration(WINDOW_SECONDS, minimum=MINIMUM)
 
 
-def needs_budget(attempts_sent: int, *, is_same_target: bool) -> bool:
-    """Tell whether the next attempt has to be taken from the budget, after `attempts_sent` that sent a byte."""
-    return is_same_target or attempts_sent >= 2
+def needs_budget(attempts_sent: int) -> bool:
+    """Tell whether the next attempt has to be taken from the budget, after `attempts_sent` that sent a byte.
+
+    Asked for one at another target, or with another credential; what repeats the same always has to.
+    """
+    return attempts_sent >= 2
 
 
 def is_repeatable(request: ClientRequest) -> bool:

@@ -13,7 +13,8 @@ from relay.policy import affinity, balance
 from relay.policy.breaker import Breaker, Cause, Health, Healths, Standing, usable
 from relay.policy.credentials import Credential, Credentials, next_credential
 from relay.policy.deadlines import LearnedDeadline
-from relay.policy.hedging import Hedging
+from relay.policy.hedging import WINDOW_SECONDS
+from relay.policy.ration import Ration
 from relay.policy.trial import Trial
 
 MEAN_SHARE: Final = 0.1
@@ -34,7 +35,7 @@ class Targets:
         self._in_flight: dict[str, int] = {}
         self._lessons: dict[str, tuple[LearnedDeadline, LearnedDeadline]] = {}
         """Of whole answers and of streams, of the targets whose times anything is made of."""
-        self._hedgings: dict[str, Hedging] = {}
+        self._hedgings: dict[str, Ration] = {}
         self._turns: dict[str, balance.Turns] = {}
 
     def order(self, route: Route, request: ClientRequest, now: float, chance: float) -> list[Target]:
@@ -139,9 +140,12 @@ class Targets:
         both = self._lessons.get(target.name)
         return None if both is None else both[request.is_stream]
 
-    def hedging(self, route: Route) -> Hedging:
-        """Return the count of a route's backup attempts."""
-        return self._hedgings.setdefault(route.name, Hedging())
+    def hedging(self, route: Route) -> Ration:
+        """Return the ration of a route's backup attempts."""
+        ration = self._hedgings.get(route.name)
+        if ration is None:
+            ration = self._hedgings[route.name] = Ration(WINDOW_SECONDS)
+        return ration
 
     def standings(self, now: float) -> list[Standing]:
         """Return the health of every target of the configuration; one whose credentials all rest is cooling."""

@@ -15,7 +15,7 @@ from typing import Final, Protocol
 import httptools
 
 from relay.exchange import Framing, ResponseHead, UpstreamRequest
-from relay.ports import Receiver
+from relay.forward.ports import Receiver
 from relay.stream import BodyEnd
 
 MAX_HEADERS: Final = 128

@@ -21,7 +21,7 @@ from time import monotonic
 from typing import Final, Protocol
 
 from relay.exchange import MAX_KEPT, Exchange, Framing, ResponseHead, header
-from relay.ports import Call
+from relay.forward.ports import Call
 from relay.wire.headers import headers_down
 
 _STATUS_LINES: Final = {status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode("ascii")) for status in HTTPStatus}

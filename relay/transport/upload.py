@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Final, Protocol
 
 from relay.errors import ClientError
-from relay.ports import Call
+from relay.forward.ports import Call
 
 GAP_SECONDS: Final = 30.0
 MIN_RATE: Final = 1024.0

@@ -14,7 +14,7 @@ from typing import Final
 
 from relay.config.tree import Upstream
 from relay.exchange import UpstreamRequest
-from relay.ports import Receiver
+from relay.forward.ports import Receiver
 from relay.transport.connection import Connection
 from relay.transport.dial import Dialer
 

@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Any, Final, Protocol
 
 from relay.workers.channel import Channel
-from relay.workers.messages import Begin, Counted, Drain, Message, Ready
+from relay.workers.messages import Begin, Counted, Drain, LimitsChanged, Message, Ready
 from relay.workers.restarts import GIVE_UP_DEATHS, GIVE_UP_SECONDS, Restarts
 
 START_SECONDS: Final = 30.0
@@ -61,6 +61,8 @@ class Child:
         self.is_ready = False
         self.answers = False
         """Whether the living process has come so far that it answers questions."""
+        self.are_limits_degraded = False
+        """Of the living process."""
         self.counted: list[bytes] | None = None
         """What the living process said last of what it counted."""
         self.channel: Channel | None = None
@@ -124,14 +126,14 @@ class Child:
         starting.cancel()
         await gone.wait()  # what it said last has arrived then
         was_ready = self.answers
-        self.is_ready = self.answers = False
+        self.is_ready = self.answers = self.are_limits_degraded = False
         self.channel = self._process = None
         reason = "killed" if code < 0 else "error" if code else "exit"
         self._chief.ended(self, reason)
         return reason, code, was_ready
 
     def _told(self, message: Message) -> None:
-        self.answers = True
+        self.answers = self.answers or isinstance(message, Ready)
         match message:
             case Ready() if message.generation == self._chief.generation:
                 self.is_ready = True
@@ -141,6 +143,8 @@ class Child:
                 self.replace()
             case Counted():
                 self.counted = message.pieces
+            case LimitsChanged():
+                self.are_limits_degraded = message.are_degraded
             case other:
                 self._chief.told(other)
 

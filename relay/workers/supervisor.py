@@ -316,8 +316,10 @@ class Supervisor:
 
     def _ready(self) -> tuple[int, bytes, bytes]:
         ready, total = sum(child.is_ready for child in self._children), len(self._children)
-        status = "draining" if self._stopping.is_set() else "starting" if ready == 0 else "ready" if ready == total else "degraded"
-        text = f'{{"status":"{status}","workers":{{"ready":{ready},"total":{total}}}}}'
+        limits = '"limits":"degraded",' if any(child.are_limits_degraded for child in self._children) else ""
+        is_well = ready == total and not limits
+        status = "draining" if self._stopping.is_set() else "starting" if ready == 0 else "ready" if is_well else "degraded"
+        text = f'{{"status":"{status}",{limits}"workers":{{"ready":{ready},"total":{total}}}}}'
         return 200 if status in ("ready", "degraded") else 503, _JSON, text.encode("ascii")
 
     async def _metrics(self, accept: str) -> tuple[int, bytes, bytes]:

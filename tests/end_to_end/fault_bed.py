@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tests.conftest import RelayWith
+from tests.fakes.canaries import leaks
 from tests.fakes.client import End, RawClient, Response
 from tests.fakes.relay import Metrics, RelayProcess
 from tests.fakes.scripts import Script
@@ -28,6 +29,8 @@ SPACING_SECONDS = 0.004
 CLOSE_SECONDS = 2.5
 """Ten times what is promised (250 ms) for closing the upstream of an answer that is over."""
 WAIT_SECONDS = 12.0
+CREDENTIAL = "sk-rowsCANARY+5c/e8a0=17"
+PROMPT = "promptCANARY of a row"
 
 Connection = Literal["none", "pooled", "closed", "free", "self"]
 """What became of the upstream's connection: never opened, kept for reuse, closed by the relay, either of these two (nothing
@@ -97,7 +100,7 @@ class Fault:
     @property
     def body(self) -> dict[str, object]:
         """A request for it."""
-        return {"model": self.model, "stream": self.stream, "messages": [{"role": "user", "content": "hi"}]}
+        return {"model": self.model, "stream": self.stream, "messages": [{"role": "user", "content": PROMPT}]}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -290,7 +293,7 @@ def _grouped(metrics: Metrics, name: str, by: str, label: str) -> dict[str, dict
 
 def config(faults: Sequence[Fault], upstream: ScriptedUpstream, **more: object) -> dict[str, Any]:
     """A configuration with an upstream and a route for each row."""
-    usual = {"base_url": upstream.url, "api_key": "sk-upstream"}
+    usual = {"base_url": upstream.url, "api_key": CREDENTIAL}
     assert len({fault.slug for fault in faults}) == len(faults), "two rows of one name"
     return {
         "timeouts": TIMEOUTS,
@@ -318,6 +321,15 @@ async def made(
         await bed.run()
         yield bed
         await relay.assert_identities()
+        await assert_silent(bed)
+
+
+async def assert_silent(bed: Bed) -> None:
+    """No row's credential or prompt, nor a text that an answer began with, in anything that the relay wrote or any client got."""
+    answers = b"\n".join(seen.response.raw for seen in bed.seen.values() if seen.response is not None)
+    assert leaks(answers, [CREDENTIAL, PROMPT]) == []
+    pages = [(await bed.relay.get(path)).raw for path in ("/metrics", "/admin/targets")]
+    assert leaks(b"\n".join([*pages, (bed.relay.stderr() + bed.relay.stdout()).encode()]), [CREDENTIAL, PROMPT, "scripted "]) == []
 
 
 def server_of(fault: Fault, upstreams: Sequence[ScriptedUpstream]) -> ScriptedUpstream:

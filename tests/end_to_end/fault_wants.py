@@ -15,10 +15,10 @@ ANSWER: dict[str, object] = {"id": "x", "object": "chat.completion", "choices": 
 ANSWER_BYTES = json.dumps(ANSWER).encode()
 
 
-def refused(status: int, code: str, result: str, connection: Connection, *, requests: int = 1) -> Want:
+def refused(status: int, code: str, result: str, connection: Connection, *, requests: int = 1, outcome: str = "upstream_failed") -> Want:
     """The relay's own answer before the commit."""
     return Want(
-        outcome="upstream_failed",
+        outcome=outcome,
         status=status,
         code=code,
         is_own_answer=True,

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from tests.end_to_end.fault_bed import QUICK, Fault, Seen, Want
+from tests.end_to_end.fault_bed import QUICK, Connection, Fault, Seen, Want
 from tests.end_to_end.fault_wants import SENT, START, WHOLE, both, complete, cut, refused, stalled, twice
 from tests.fakes import events
 from tests.fakes.certificates import Authority
@@ -161,6 +161,12 @@ def before_the_answer() -> list[Fault]:
     ]
 
 
+def error_in_200(status: int, connection: Connection) -> Want:
+    """The status that the error stands for; one of 400 is the caller's own mistake."""
+    outcome = "rejected" if status == 400 else "upstream_failed"
+    return refused(status, "upstream_error_in_stream", "error_event", connection, outcome=outcome)
+
+
 def error_first() -> list[Fault]:
     """F9, F10: an error instead of an answer in a 200."""
     started = events.event({"type": "response.created", "response": {"id": "r"}}, name="response.created")
@@ -180,8 +186,7 @@ def error_first() -> list[Fault]:
         ("after-comment", 429, [b": hello\n\n", events.error("rate_limit_exceeded")]),
     ]
     faults = [
-        Fault(name=f"F9-{name}", want=refused(status, "upstream_error_in_stream", "error_event", "closed"), script=sse(chunks, end="hang"))
-        for name, status, chunks in rows
+        Fault(name=f"F9-{name}", want=error_in_200(status, "closed"), script=sse(chunks, end="hang")) for name, status, chunks in rows
     ]
     faults += [
         Fault(
@@ -228,7 +233,7 @@ def instead_of_a_whole_answer() -> list[Fault]:
     faults = [
         Fault(
             name=f"{'F9' if name != 'invalid' else 'F9-invalid'}-whole-{name}",
-            want=refused(status, "upstream_error_in_stream", "error_event", "pooled"),
+            want=error_in_200(status, "pooled"),
             script=json_answer(value),
             stream=False,
             path=path or "/v1/chat/completions",

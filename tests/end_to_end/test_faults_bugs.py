@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from relay import attempt, forward, planning
+from relay.forward import attempt, forwarder
+from relay.gateway import planning
 from relay.stream import EventRelay, OpaqueRelay, WholeRelay
 from relay.transport.sink import ClientSink
 from relay.transport.upstream import UpstreamPools
@@ -77,7 +78,7 @@ async def assert_bug(relay: RelayInLoop, monkeypatch: pytest.MonkeyPatch, *, sta
         (attempt.Attempting, "head", broken, ["cancelled"]),
         (EventRelay, "_commit", broken, ["cancelled"]),
         (ClientSink, "open", broken, ["cancelled"]),
-        (forward, "_mark_failed", broken, ["cancelled"]),
+        (forwarder, "_mark_failed", broken, ["cancelled"]),
     ],
     ids=["routing", "connecting", "head", "commit", "opening", "judging"],
 )

@@ -11,7 +11,7 @@ import pytest
 from tests.end_to_end.in_loop import relay_in_loop
 from tests.end_to_end.two_targets import CHAT, ask, at_rest, begin, config, running
 from tests.fakes.client import Response
-from tests.fakes.events import chat_stream
+from tests.fakes.events import chat_stream, error
 from tests.fakes.scripts import Script, after, error_answer, hang, json_answer, sse
 from tests.fakes.upstream import Peer, ScriptedUpstream
 
@@ -115,6 +115,7 @@ async def test_another_target_takes_over_in_a_begun_answer(
         (error_answer(503), "upstream_failed", "scripted 503"),
         (error_answer(401), "upstream_failed", None),
         (sse(FIRST[:1], end="fin"), "upstream_failed", None),
+        (sse([error("context_length_exceeded", type="invalid_request_error")]), "rejected", None),
         (json_answer({"id": "x", "choices": []}), "upstream_failed", None),
     ],
 )
@@ -123,12 +124,12 @@ async def test_what_would_have_been_a_status_ends_a_begun_answer_as_an_error_eve
 ) -> None:
     upstream.answers(after(LATE, failure))
     async with running(tmp_path, {"one": upstream}, SOON) as relay:
-        error = in_stream_error(await relay.post(CHAT, ask()))
+        told = in_stream_error(await relay.post(CHAT, ask()))
         if message is not None:
-            assert error["message"] == message
+            assert told["message"] == message
         (line,) = await relay.wait_log(outcome=outcome)
         assert line["status"] == 200
-        assert "sk-one" not in json.dumps(error)
+        assert "sk-one" not in json.dumps(told)
 
 
 async def test_an_sdk_reads_over_comments_and_raises_on_the_error(upstream: ScriptedUpstream, tmp_path: Path) -> None:

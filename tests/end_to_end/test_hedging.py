@@ -10,7 +10,7 @@ import pytest
 from tests.end_to_end.in_loop import RelayInLoop, relay_in_loop
 from tests.end_to_end.two_targets import CHAT, ask, at_rest, begin, config, running
 from tests.fakes.client import Response
-from tests.fakes.events import chat_stream, content, role
+from tests.fakes.events import chat_stream, content, event, role
 from tests.fakes.scripts import Script, after, error_answer, hang, in_turn, json_answer, sse
 from tests.fakes.upstream import Peer, ScriptedUpstream
 
@@ -146,6 +146,48 @@ async def test_a_callers_own_mistake_is_the_answer_whoever_finds_it(
         response = await relay.post(CHAT, ask())
         assert (response.status, served_by(response)) == (400, (b"two", b"2"))
         await relay.wait_log(outcome="rejected")
+
+
+@pytest.mark.parametrize("finder", ["one", "two"])
+@pytest.mark.parametrize("is_stream", [True, False])
+async def test_a_callers_own_mistake_within_a_200_is_the_answer_and_ends_the_other_attempt(
+    upstream: ScriptedUpstream, second: ScriptedUpstream, third: ScriptedUpstream, tmp_path: Path, finder: str, is_stream: bool
+) -> None:
+    told = {"error": {"message": "m", "type": "invalid_request_error", "code": "context_length_exceeded"}}
+    mistake = after(0.2, sse([role(), event(told)], end="hang") if is_stream else json_answer(told))
+    async with running(tmp_path, {"one": upstream, "two": second, "three": third}, SOON) as relay:
+        await prepaid(relay, upstream, mistake if finder == "one" else hang())
+        second.answers(mistake if finder == "two" else hang())
+        response = await relay.post(CHAT, ask(is_stream=is_stream))
+        assert (response.status, response.header("x-relay-error")) == (400, b"upstream_error_in_stream")
+        assert [each["target"] for each in response.json()["error"]["attempts"]][-1] == f"{finder}/m"
+        loser = second if finder == "one" else upstream
+        await loser.wait_closed(loser.requests[0])
+        await relay.wait_log(outcome="rejected")
+        assert not third.requests
+        metrics = await at_rest(relay)
+        assert metrics.sum("relay_upstream_attempts_total", result="cancelled") == 1
+        for name in ("one", "two"):
+            assert metrics.value("relay_target_health", target=f"{name}/m", state="healthy") == 1
+
+
+async def test_a_throttled_credential_of_the_first_attempt_gives_way_to_its_next_once_the_backup_has_failed(
+    upstream: ScriptedUpstream, second: ScriptedUpstream, third: ScriptedUpstream, tmp_path: Path
+) -> None:
+    told = config({"one": upstream, "two": second, "three": third}, SOON)
+    told["upstreams"]["one"] = {"base_url": upstream.url, "api_keys": ["sk-one", "sk-other"]}
+
+    async def by_credential(peer: Peer) -> None:
+        is_throttled = peer.request.header("authorization") == b"Bearer sk-one"
+        await (after(0.2, error_answer(429)) if is_throttled else sse(SLOW))(peer)
+
+    async with relay_in_loop(told, tmp_path) as relay:
+        await prepaid(relay, upstream, by_credential)
+        second.answers(after(0.4, error_answer(500)))
+        response = await relay.post(CHAT, ask())
+        assert (response.body, served_by(response)) == (b"".join(SLOW), (b"one", b"3"))
+        assert not third.requests
+        await at_rest(relay)
 
 
 async def test_what_is_not_safe_to_repeat_gets_no_backup(upstream: ScriptedUpstream, second: ScriptedUpstream, tmp_path: Path) -> None:

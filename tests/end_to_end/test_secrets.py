@@ -24,6 +24,7 @@ from relay.config import load
 from tests.conftest import RelayWith
 from tests.end_to_end.probes import ANSWER, CHAT, post, request
 from tests.fakes import events, scripts
+from tests.fakes.canaries import leaks
 from tests.fakes.client import RawClient
 from tests.fakes.collector import Collector, running_collector
 from tests.fakes.ports import refusing_port
@@ -61,21 +62,6 @@ CREDENTIALS = [
 ]
 CALLERS = [CLIENT_KEY, HASHED_KEY, LIMITED_KEY, WRONG_KEY, ORGANIZATION]
 UPSTREAMS = [UPSTREAM_KEY, FILE_KEY, NEW_FILE_KEY, VARIABLE_KEY]
-
-
-def forms(secret: str) -> set[bytes]:
-    """Return the guises in which a secret could show: plain, quoted, its beginning, and Base64 at each of the three alignments."""
-    found = {secret, quote(secret, safe=""), secret[:12], secret[-12:]}
-    for shift in range(3):
-        encoded = base64.b64encode(b"." * shift + secret.encode()).decode()
-        found.add(encoded[4 : len(encoded) - 4])  # the ends depend on what stands beside the secret
-    return {form.encode() for form in found}
-
-
-def leaks(text: bytes | str, secrets: Iterable[str]) -> list[str]:
-    """Return the secrets that show in a text in any form."""
-    data = text.encode("utf-8", "backslashreplace") if isinstance(text, str) else text
-    return [secret for secret in secrets if any(form in data for form in forms(secret))]
 
 
 def test_search_finds_each_form() -> None:

@@ -22,6 +22,14 @@ WELL_WHOLE: Final = {"id": "x", "object": "chat.completion", "choices": [{"messa
 LATER: Final = (("Retry-After", "30"),)
 MODEL_404: Final = {"error": {"message": "model 'm' not found", "type": "api_error", "param": None, "code": None}}
 
+CALLERS: Final = (
+    ("invalid", None, "invalid_request_error"),
+    ("context", "context_length_exceeded", "invalid_request_error"),
+    ("policy", "content_filter", None),
+    ("number", 400, "BadRequestError"),
+)
+"""What a caller's own mistake is called within a 200: name, code, type."""
+
 Rests = Literal["nobody", "target", "target at once", "credential"]
 """Who rests: nobody after five such failures; the target after five, or after one; all that the credential is good for after one."""
 
@@ -41,6 +49,12 @@ class Row:
     fallback_on: tuple[str, ...] = ()
     is_wildcard: bool = False
     """Whether the caller chose the model's name."""
+
+
+def in_a_200(code: str | int | None, type_: str | None) -> dict[str, Script]:
+    """A caller's own mistake that an upstream tells after it has said 200, as a stream and not."""
+    told = {"error": {"message": "m", "type": type_, "code": code}}
+    return {"stream": sse([events.role(), events.event(told)], end="hang"), "json": json_answer(told)}
 
 
 def recorded(file: str, rests: Rests, result: str, **more: Any) -> Row:
@@ -93,6 +107,18 @@ def rows() -> list[Row]:
             script=sse([events.error("invalid_api_key", type="authentication_error")]),
             rests="credential",
             result="error_event",
+        ),
+        *(
+            Row(name=f"{kind}-in-200-{name}", script=script, rests="nobody", result="error_event", passes=400, is_stream=kind == "stream")
+            for name, code, type_ in CALLERS
+            for kind, script in in_a_200(code, type_).items()
+        ),
+        Row(
+            name="context-in-200-asked",
+            script=sse([events.error("context_length_exceeded", type="invalid_request_error")]),
+            rests="nobody",
+            result="error_event",
+            fallback_on=("context_length",),
         ),
         recorded(long, "nobody", "http_4xx", passes=400),
         recorded(long, "nobody", "http_4xx", name="context-asked", fallback_on=("context_length",)),
@@ -157,7 +183,8 @@ def check(row: Row, response: Response) -> None:
     assert response.end == "complete"
     if row.passes is not None:
         assert (response.status, response.error_code is not None or b'"error"' in response.body) == (row.passes, True)
-        assert (response.header("x-relay-upstream"), response.header("x-relay-attempts")) == (row.name.encode(), b"1")
+        if response.header("x-relay-error") is None:
+            assert (response.header("x-relay-upstream"), response.header("x-relay-attempts")) == (row.name.encode(), b"1")
         return
     assert response.status == 200 and response.header("x-relay-upstream") == b"good"
     assert response.body == (b"".join(WELL) if row.is_stream else json.dumps(WELL_WHOLE).encode())

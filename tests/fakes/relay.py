@@ -98,9 +98,15 @@ class RelayProcess:
     """`python -m relay serve` with a configuration of the test's own, on a free loopback port."""
 
     def __init__(
-        self, config: str | Mapping[str, Any], directory: Path, *, env: Mapping[str, str] | None = None, flags: tuple[str, ...] = ()
+        self,
+        config: str | Mapping[str, Any],
+        directory: Path,
+        *,
+        env: Mapping[str, str] | None = None,
+        flags: tuple[str, ...] = (),
+        module: str = "relay",
     ) -> None:
-        """Prepare; `env` adds to a clean environment without keys, `flags` are the interpreter's (`-X dev`)."""
+        """Prepare; `env` adds to a clean environment without keys, `flags` are the interpreter's (`-X dev`), `module` is what it runs."""
         tree = yaml.safe_load(config) if isinstance(config, str) else dict(config)
         server = dict(tree.get("server") or {})
         server.setdefault("listen", f"127.0.0.1:{free_port()}")
@@ -111,6 +117,7 @@ class RelayProcess:
         self._stdout_file = directory / f"relay-{self.port}.stdout"
         self._env = {"PATH": os.environ["PATH"], "HOME": str(directory), "LANG": "C.UTF-8", **(env or {})}
         self._flags = flags
+        self._module = module
         self._process: subprocess.Popen[bytes] | None = None
         self._lines: list[dict[str, Any]] = []
         self._log_offset = 0
@@ -159,7 +166,7 @@ class RelayProcess:
         """Start without waiting: for relays that are expected to refuse."""
         self.write_config(self.config)
         self._lines, self._log_offset = [], 0
-        command = [sys.executable, *self._flags, "-m", "relay", "serve", "--config", str(self.config_file)]
+        command = [sys.executable, *self._flags, "-m", self._module, "serve", "--config", str(self.config_file)]
         with self._stderr_file.open("wb") as stderr, self._stdout_file.open("wb") as stdout:
             self._process = subprocess.Popen(command, cwd=ROOT, env=self._env, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from tests.fakes.relay import ROOT, RelayProcess
 from tests.matrix.run import check, matrix_run
+from tests.matrix.silence import check_written
 from tests.matrix.table import page
 
 PAGE = ROOT / "docs/fault-matrix.md"
@@ -45,6 +46,11 @@ async def _run() -> tuple[str, list[str]]:
                         check(cell, seen)
                     except Exception as error:
                         failures.append(f"{cell.name}: {type(error).__name__}: {error}; {seen.saw}; {seen.attempts}; {seen.line}")
+                for place, data in matrix.written.items():
+                    try:
+                        check_written(place, data)
+                    except AssertionError as error:
+                        failures.append(f"{place}: {error}")
                 return page(matrix.cells, matrix.seen), failures
         finally:
             for relay in relays:

@@ -16,10 +16,16 @@ QUICK = {"timeouts": {"first_token": "1s", "between_tokens": "1s"}}
 HOLD_SECONDS = 2.3
 """Longer than an answer without streaming is held: what comes after this pause comes after the commit."""
 
-FIRST, SECOND = "from the first", "from the second"
+CALLER_KEY = "sk-callerCANARY+71/c40e=aa"
+FIRST_KEY = "sk-firstCANARY+0b/93d1=7f"
+SECOND_KEY = "sk-secondCANARY+e8/26a5=13"
+PROMPT = "promptCANARY of somebody"
+ANSWER = "answerCANARY"
+"""Begins every text and every body of an upstream, the broken ones too."""
+FIRST, SECOND = f"{ANSWER} from the first", f"{ANSWER} from the second"
 """What the targets say, so that nobody can take one's answer for the other's."""
 ROLE = events.role()
-START = [ROLE, events.content("from "), events.content("the first")]
+START = [ROLE, events.content(f"{ANSWER} from "), events.content("the first")]
 FINISH = events.chat_chunk(finish="stop")
 WHOLE = [*START, FINISH, events.DONE]
 
@@ -31,7 +37,7 @@ def completion(text: str) -> dict[str, object]:
     return {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "m", "choices": choices}
 
 
-HALF = b'{"id":"chatcmpl-1","choices":['
+HALF = b'{"id":"chatcmpl-1","system_fingerprint":"%b","choices":[' % ANSWER.encode()
 
 
 class Kind(Enum):
@@ -121,7 +127,7 @@ def refusals() -> list[Fault]:
     """An error status in place of an answer."""
     spent = error_answer(429, code="insufficient_quota", type="insufficient_quota")
     throttled = [("Retry-After", "7")]
-    moved = respond(307, [("Location", "/v1/elsewhere"), ("Content-Type", "text/plain")], b"moved")
+    moved = respond(307, [("Location", "/v1/elsewhere"), ("Content-Type", "text/plain")], ANSWER.encode())
     return [
         _both("400", Kind.CALLERS, error_answer(400, type="invalid_request_error")),
         _both("401", Kind.MENDED, error_answer(401)),
@@ -140,7 +146,7 @@ def refusals() -> list[Fault]:
 
 def no_answer() -> list[Fault]:
     """A 200 that is none, or nothing at all."""
-    html = respond(200, [("Content-Type", "text/html")], b"<html>hello</html>")
+    html = respond(200, [("Content-Type", "text/html")], f"<html>{ANSWER}</html>".encode())
     error = events.error("rate_limit_exceeded")
     created = events.event({"type": "response.created", "sequence_number": 0, "response": {"id": "r"}}, name="response.created")
     failed = {"id": "r", "status": "failed", "error": {"code": "server_error", "message": "m"}}
@@ -165,13 +171,13 @@ def broken_answers() -> list[Fault]:
     late = {"pause": HOLD_SECONDS}
     text = json_answer(completion(FIRST))
     large = [ROLE, events.content(FIRST + "x" * (2 * 2**20)), FINISH, events.DONE]
-    unreadable = [*START, b"data: {not json}\n\n", FINISH, events.DONE]
+    unreadable = [*START, f"data: {{not json {ANSWER}}}\n\n".encode(), FINISH, events.DONE]
     return [
         Fault(name="cut within the hold", kind=Kind.MENDED, scripts={"stream": sse([ROLE], end="fin"), "json": body([half], end="fin")}),
         Fault(name="stall within the hold", kind=Kind.MENDED, scripts={"json": body([half], end="hang")}, upstream=QUICK),
         _each("cut after n", Kind.BROKEN, sse(START, end="fin"), body([half, more], end="fin", **late)),
         _each("reset after n", Kind.BROKEN, sse(START, end="rst"), body([half, more], end="rst", **late)),
-        _stream("cut inside an event", Kind.BROKEN, sse([*START, b'data: {"choi'], end="fin")),
+        _stream("cut inside an event", Kind.BROKEN, sse([*START, b'data: {"%b' % ANSWER.encode()], end="fin")),
         _stream("stall after n", Kind.BROKEN, sse(START, end="hang"), upstream=QUICK),
         Fault(
             name="stall after the hold",
@@ -191,12 +197,12 @@ def broken_answers() -> list[Fault]:
 
 def text_of_no_json() -> Script:
     """An object that is none: nobody parses a body whose length says that it is whole."""
-    return respond(200, JSON, b'{"id": "chatcmpl-1", not json}')
+    return respond(200, JSON, f'{{"id": "{ANSWER}", not json}}'.encode())
 
 
 def flood(*, silence: bool) -> Script:
     """Comments without number, below what the relay holds of them, then an answer or nothing."""
-    comments = [b": ping\n\n"] * 500
+    comments = [f": {ANSWER}\n\n".encode()] * 500
     return sse([*comments, *([] if silence else WHOLE)], end="hang" if silence else "clean")
 
 
@@ -225,7 +231,7 @@ def of_clients() -> list[Fault]:
 
 def second_target(is_hanging: bool) -> Script:
     """What the second target says, whatever it is asked; or nothing."""
-    chat, whole = sse(events.chat_stream("from ", "the second")), json_answer(completion(SECOND))
+    chat, whole = sse(events.chat_stream(f"{ANSWER} from ", "the second")), json_answer(completion(SECOND))
     done = {"id": "r", "object": "response", "status": "completed", "output": []}
     responses = sse([events.event({"type": "response.completed", "sequence_number": 0, "response": done}, name="response.completed")])
 

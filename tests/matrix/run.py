@@ -12,10 +12,11 @@ from typing import Any
 import openai
 
 from tests.fakes.certificates import Authority
+from tests.fakes.collector import running_collector
 from tests.fakes.ports import refusing_port, swallowing_port
 from tests.fakes.relay import Metrics, RelayProcess
 from tests.fakes.upstream import Request, ScriptedUpstream
-from tests.matrix import cells
+from tests.matrix import cells, silence
 from tests.matrix.cells import FIRST, SECOND, Cell, Fault, Kind
 
 TIMEOUTS = {"connect": "5s", "first_token": "10s", "between_tokens": "10s", "write": "10s", "total": "30s"}
@@ -26,7 +27,7 @@ CLOSE_SECONDS = 2.5
 """Ten times what is promised for closing the upstream of a client that left."""
 ARRIVED_SECONDS = 0.5
 """For what the upstream sent to come to the relay, where nothing tells that it did."""
-MESSAGES: Any = [{"role": "user", "content": "hi"}]
+MESSAGES: Any = [{"role": "user", "content": cells.PROMPT}]
 
 Start = Callable[[dict[str, Any]], Awaitable[RelayProcess]]
 
@@ -42,6 +43,8 @@ class Seen:
     """Whose whole answer the SDK gave."""
     status: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    told: str = ""
+    """What the SDK was told of a failure: the body, or the event."""
     line: dict[str, Any] = field(default_factory=dict)
     warnings: list[dict[str, Any]] = field(default_factory=list)
     line_count: int = 0
@@ -75,6 +78,8 @@ class Matrix:
         self.relay = relay
         self.cells = all_cells
         self.seen: list[Seen] = []
+        self.written: dict[str, bytes] = {}
+        """All that the relay wrote, by place, when every cell was over."""
         self._first = first
         self._tls = tls
         self._second = second
@@ -83,7 +88,7 @@ class Matrix:
         """Ask for every cell and wait until the relay is at rest."""
         client = openai.AsyncOpenAI(
             base_url=self.relay.url,
-            api_key="sk-any",
+            api_key=cells.CALLER_KEY,
             max_retries=0,
             timeout=WAIT_SECONDS,
             http_client=openai.DefaultAsyncHttpxClient(trust_env=False, timeout=WAIT_SECONDS),
@@ -129,6 +134,10 @@ class Matrix:
         for request in server.of(cell.slug):
             await server.wait_closed(request, within=CLOSE_SECONDS)
 
+    def reached(self) -> tuple[list[Request], list[Request]]:
+        """Return every request that got to the first target of its route, and to the second."""
+        return [*self._first.requests, *self._tls.requests], self._second.requests
+
     def _gather(self, metrics: Metrics) -> None:
         outcomes = _by_route(metrics, "relay_requests_total", "outcome")
         results = _by_route(metrics, "relay_upstream_attempts_total", "result")
@@ -158,9 +167,11 @@ async def ask(client: openai.AsyncOpenAI, cell: Cell, seen: Seen, has_first: asy
             await _take_stream(client, cell, seen, chunks, has_first or asyncio.Event())
     except openai.APIStatusError as error:
         _note_answer(seen, error.response)
+        seen.told = error.response.text
         seen.is_raised, seen.saw = True, f"{type(error).__name__}{_code(error)}"
     except Exception as error:  # whatever the SDK raises is what the application sees
         said = f"{type(error).__name__}{_code(error)}"
+        seen.told = f"{error} {getattr(error, 'body', None)}"
         seen.is_raised, seen.saw = True, f"{len(chunks)} chunks, then {said}" if chunks else said
     else:
         seen.saw = f"whole answer of the {'second' if seen.is_whole_of == SECOND else 'first'}" if seen.is_whole_of else "half an answer"
@@ -202,7 +213,7 @@ async def _take_answer(client: openai.AsyncOpenAI, cell: Cell, seen: Seen) -> No
 async def _take_stream(client: openai.AsyncOpenAI, cell: Cell, seen: Seen, chunks: list[Any], has_first: asyncio.Event) -> None:
     raw: Any
     if cell.fault.is_responses:
-        raw = await client.responses.with_raw_response.create(model=cell.slug, input="hi", stream=True)
+        raw = await client.responses.with_raw_response.create(model=cell.slug, input=cells.PROMPT, stream=True)
     else:
         raw = await client.chat.completions.with_raw_response.create(model=cell.slug, messages=MESSAGES, stream=True)
     _note_answer(seen, raw.http_response)
@@ -245,6 +256,7 @@ async def matrix_run(directory: Path, start: Start) -> AsyncIterator[Matrix]:
     """Run the whole matrix on a relay that `start` makes of a configuration."""
     async with AsyncExitStack() as stack:
         authority = Authority(directory)
+        collector = stack.enter_context(running_collector())
         first, second = [await stack.enter_async_context(ScriptedUpstream()) for _ in range(2)]
         tls = await stack.enter_async_context(ScriptedUpstream(authority.server("other.example")))
         ports = {"refusing": stack.enter_context(refusing_port()), "swallowing": stack.enter_context(swallowing_port())}
@@ -254,20 +266,24 @@ async def matrix_run(directory: Path, start: Start) -> AsyncIterator[Matrix]:
             if script is not None:
                 first.route(cell.slug, script)
             second.route(cell.slug, cells.second_target(is_hanging=cell.fault.leaves == "second"))
-        relay = await start(_config(all_cells, first, second))
+        (directory / silence.STATE).mkdir()
+        records = {"usage": {"store": str(directory / silence.LEDGER)}, "state_dir": str(directory / silence.STATE)}
+        relay = await start({**_config(all_cells, first, second), "tracing": {"otlp": collector.url}, **records})
         matrix = Matrix(relay, all_cells, first, tls, second)
         await matrix.run()
+        matrix.written = await silence.written_by(relay, collector, directory)
         yield matrix
         await relay.assert_identities()
 
 
 def _config(all_cells: list[Cell], first: ScriptedUpstream, second: ScriptedUpstream) -> dict[str, Any]:
     """A configuration with a route and an upstream for each cell."""
-    upstreams = {cell.slug: {"base_url": first.url, "api_key": "sk-first", **_copied(cell.fault)} for cell in all_cells}
+    upstreams = {cell.slug: {"base_url": first.url, "api_key": cells.FIRST_KEY, **_copied(cell.fault)} for cell in all_cells}
     return {
         "timeouts": TIMEOUTS,
-        "upstreams": {**upstreams, "second": {"base_url": second.url, "api_key": "sk-second"}},
+        "upstreams": {**upstreams, "second": {"base_url": second.url, "api_key": cells.SECOND_KEY}},
         "routes": {cell.slug: _targets(cell) for cell in all_cells},
+        "keys": {"caller": {"key": cells.CALLER_KEY}},
     }
 
 
@@ -288,6 +304,8 @@ def check(cell: Cell, seen: Seen) -> None:
     if seen.error is not None:
         raise seen.error
     check_agreement(seen)
+    silence.check_lines([seen.line, *seen.warnings])
+    silence.check_told(seen.headers, seen.told, is_own="x-relay-error" in seen.headers)
     results = [result for _, result in seen.attempts]
     is_mended = cell.fault.kind is Kind.MENDED and cell.has_fallback
     outcome = seen.line["outcome"]

@@ -10,6 +10,7 @@ from tests.conftest import RelayWith
 from tests.matrix.__main__ import PAGE
 from tests.matrix.cells import cells_of
 from tests.matrix.run import Matrix, check, faults_of, matrix_run
+from tests.matrix.silence import PLACES, check_reached, check_written
 from tests.matrix.table import page
 
 
@@ -40,3 +41,14 @@ async def test_cell(number: int, matrix: Matrix) -> None:
 
 async def test_the_committed_table_is_what_a_run_prints(matrix: Matrix) -> None:
     assert page(matrix.cells, matrix.seen) == PAGE.read_text(), "run `make matrix ARGS=--write`"
+
+
+@pytest.mark.parametrize("place", PLACES)
+async def test_nothing_that_was_written_tells_a_secret(place: str, matrix: Matrix) -> None:
+    assert set(matrix.written) == set(PLACES)
+    check_written(place, matrix.written[place])
+    assert place not in ("log", "metrics", "spans") or all(cell.slug.encode() in matrix.written[place] for cell in matrix.cells)
+
+
+async def test_upstreams_got_the_prompt_and_no_credential_but_their_own(matrix: Matrix) -> None:
+    check_reached(*matrix.reached())

@@ -9,7 +9,7 @@ from relay.errors import Break as Broken
 from relay.errors import ConnectFailed, ConnectFault, Phase, StreamBroken, UpstreamError, UpstreamRefused, UpstreamTimeout
 from relay.policy.course import Course, Step
 from relay.policy.patience import Patience
-from relay.policy.retries import RetryBudget
+from relay.policy.retries import SHARE, retry_budget
 from relay.policy.routing import Choice, RoutePlan
 from relay.policy.targets import Targets
 
@@ -30,7 +30,7 @@ class Bed:
         self.route = Route(name="fast", targets=targets, timeouts=Timeouts(), retries=retries)
         self.targets = Targets()
         self.targets.know(Config(upstreams={each.upstream.name: each.upstream for each in targets}, routes={"fast": self.route}))
-        self.budget = RetryBudget()
+        self.budget = retry_budget()
         self.now = 1000.0
 
     def course(self, *, can_repeat: bool = True, patience: Patience | None = None, fallback_on: Sequence[FallbackCause] = ()) -> Course:
@@ -138,6 +138,32 @@ def test_the_next_credential_goes_before_the_next_target(error: UpstreamError, s
     assert bed.run(bed.course(), DOWN)[0].trial.credential == Secret("sk-2")
 
 
+@pytest.mark.parametrize("is_first_to_fail", [True, False])
+def test_the_next_credential_of_either_of_two_racing_attempts_goes_before_the_next_target(is_first_to_fail: bool) -> None:
+    bed = Bed(target("a", "sk-1", "sk-2"), target("b"), target("c"))
+    course = bed.course()
+    first = course.start(bed.now)
+    second = course.back_up(bed.now, lambda: True)
+    assert second is not None
+    failures = [(first, THROTTLED), (second, DOWN)]
+    for step, error in failures if is_first_to_fail else reversed(failures):
+        assert course.failed(step, error, bed.now)
+    step = course.go_on()
+    assert step is not None and names([step]) == ["a"] and step.trial.credential == Secret("sk-2")
+    assert not course.failed(step, DOWN, bed.now)
+
+
+def test_a_credential_that_no_other_can_stand_in_for_is_not_offered_again_after_a_race() -> None:
+    bed = Bed(target("a"), target("b"), target("c"))
+    course = bed.course()
+    first = course.start(bed.now)
+    second = course.back_up(bed.now, lambda: True)
+    assert second is not None
+    assert course.failed(first, THROTTLED, bed.now) and course.failed(second, DOWN, bed.now)
+    step = course.go_on()
+    assert step is not None and names([step]) == ["c"]
+
+
 def test_where_all_credentials_rest_the_target_does() -> None:
     bed = Bed(target("a", "sk-1", "sk-2"), target("b"))
     bed.run(bed.course(), UpstreamRefused(401), UpstreamRefused(401), DOWN)
@@ -171,7 +197,7 @@ def test_a_resend_of_a_third_attempt_takes_no_second_token() -> None:
         step = course.go_on() or step
     assert course.failed(step, StreamBroken(Broken.RESET, anything=False), bed.now, was_reused=True)
     # Three tokens at least in a window: the third attempt took one, its resend none.
-    assert [bed.budget.take(bed.now) for _ in range(3)] == [True, True, False]
+    assert [bed.budget.take(bed.now, SHARE) for _ in range(3)] == [True, True, False]
 
 
 def test_with_a_backup_under_way_a_failure_decides_nothing_and_the_callers_mistake_everything() -> None:

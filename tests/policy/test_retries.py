@@ -3,30 +3,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.exchange import ClientRequest, Operation
-from relay.policy.retries import MINIMUM, SHARE, WINDOW_SECONDS, RetryBudget, is_repeatable, needs_budget
+from relay.policy.retries import MINIMUM, SHARE, WINDOW_SECONDS, is_repeatable, needs_budget, retry_budget
 from tests.policy.asking import ask, body
 
 
 def test_three_retries_are_free_and_the_fourth_needs_traffic() -> None:
-    budget = RetryBudget()
-    assert [budget.take(0.0) for _ in range(5)] == [True, True, True, False, False]
+    budget = retry_budget()
+    assert [budget.take(0.0, SHARE) for _ in range(5)] == [True, True, True, False, False]
     for _ in range(40):
         budget.note_request(1.0)
-    assert [budget.take(1.0) for _ in range(3)] == [True, False, False]
+    assert [budget.take(1.0, SHARE) for _ in range(3)] == [True, False, False]
 
 
 def test_a_spent_budget_is_whole_again_after_the_window() -> None:
-    budget = RetryBudget()
-    while budget.take(0.0):
+    budget = retry_budget()
+    while budget.take(0.0, SHARE):
         pass
-    assert not budget.take(10.0)
-    assert budget.take(11.0)
+    assert not budget.take(10.0, SHARE)
+    assert budget.take(11.0, SHARE)
 
 
 @given(steps=st.lists(st.tuples(st.floats(0, 2), st.integers(0, 30), st.integers(0, 10)), max_size=60), start=st.floats(0, 1e6))
 @settings(max_examples=150, deadline=None)
 def test_no_ten_seconds_hold_more_retries_than_the_share_or_the_minimum(steps: list[tuple[float, int, int]], start: float) -> None:
-    budget = RetryBudget()
+    budget = retry_budget()
     now = start
     requests: list[float] = []
     retries: list[float] = []
@@ -36,7 +36,7 @@ def test_no_ten_seconds_hold_more_retries_than_the_share_or_the_minimum(steps: l
             budget.note_request(now)
             requests.append(now)
         for _ in range(wanted):
-            if budget.take(now):
+            if budget.take(now, SHARE):
                 retries.append(now)
                 lately = sum(at > now - WINDOW_SECONDS for at in retries)
                 asked_lately = sum(at > now - WINDOW_SECONDS - 1 for at in requests)
@@ -44,21 +44,19 @@ def test_no_ten_seconds_hold_more_retries_than_the_share_or_the_minimum(steps: l
 
 
 def test_two_hundred_requests_a_second_that_all_want_a_retry_get_a_tenth() -> None:
-    budget = RetryBudget()
+    budget = retry_budget()
     granted = 0
     for number in range(200 * 60):
         now = number / 200
         budget.note_request(now)
-        granted += budget.take(now)
+        granted += budget.take(now, SHARE)
     assert granted <= SHARE * 200 * 60 + MINIMUM
     assert granted >= 0.9 * SHARE * 200 * 60
 
 
-@pytest.mark.parametrize(
-    ("sent", "is_same_target", "needed"), [(0, False, False), (1, False, False), (1, True, True), (2, False, True), (2, True, True)]
-)
-def test_the_first_fallback_is_free(sent: int, is_same_target: bool, needed: bool) -> None:
-    assert needs_budget(sent, is_same_target=is_same_target) is needed
+@pytest.mark.parametrize(("sent", "is_needed"), [(0, False), (1, False), (2, True)])
+def test_the_first_fallback_is_free(sent: int, is_needed: bool) -> None:
+    assert needs_budget(sent) is is_needed
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from relay.ports import Call, Sink
+from relay.forward.ports import Call, Sink
 
 
 class FromClient:

@@ -8,11 +8,11 @@ import pytest
 
 from relay.config.tree import Target, Upstream
 from relay.errors import Break as Broken
-from relay.errors import RelayError, StreamBroken
+from relay.errors import ErrorEvent, RelayError, StreamBroken
 from relay.exchange import Attempt, ClientRequest, Exchange, Operation
+from relay.forward.race import Entrant, Race
 from relay.policy.course import Step
 from relay.policy.routing import Choice
-from relay.race import Entrant, Race
 
 
 class FakeRun:
@@ -73,7 +73,8 @@ class Bed:
         self.second: FakeRun | None = None
         self.second_trial = FakeTrial()
         self.backup_began = asyncio.Event()
-        self.race = Race(self.exchange)
+        self.is_final = False
+        self.race = Race(self.exchange, lambda: self.is_final)
 
     def entrant(self, run: FakeRun, trial: FakeTrial) -> Entrant:
         choice = Choice(target=run.attempt.target, model="m", is_mapped=True)
@@ -155,6 +156,31 @@ async def test_when_both_have_failed_the_last_one_says_why() -> None:
     second.end(StreamBroken(Broken.TRUNCATED, anything=True))
     entrant = await task
     assert entrant.run is second and isinstance(entrant.error, StreamBroken)  # type: ignore[comparison-overlap]
+
+
+async def test_a_failure_that_is_the_answer_ends_the_other_attempt() -> None:
+    bed = Bed()
+    task, second = await bed.both()
+    bed.is_final = True
+    error = ErrorEvent(400, kind="invalid_request_error", code=None)
+    second.end(error)
+    assert (await task).error is error
+    assert bed.first.is_beaten and bed.first.was_cancelled
+    assert bed.exchange.attempts[-1] is second.attempt and second.attempt.hedge_won is False
+    assert (bed.trial.closes, bed.second_trial.closes) == (1, 1)
+
+
+async def test_an_answer_that_has_begun_is_not_ended_by_a_failure_just_before_it() -> None:
+    bed = Bed()
+    task, second = await bed.both()
+    bed.is_final = True
+    second.end(ErrorEvent(400, kind="invalid_request_error", code=None))
+    bed.first.answer()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert not bed.first.is_beaten
+    bed.first.end()
+    assert (await task).run is bed.first  # type: ignore[comparison-overlap]
 
 
 async def test_a_client_that_leaves_ends_both() -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from relay.attempt import Attempting
 from relay.config.tree import Route, Target, Timeouts, Upstream
 from relay.errors import (
     ClientError,
@@ -24,6 +23,7 @@ from relay.errors import (
     UpstreamTimeout,
 )
 from relay.exchange import ClientRequest, Exchange, Framing, Operation, Outcome, ResponseHead, State, UpstreamRequest
+from relay.forward.attempt import Attempting
 from relay.policy.routing import Choice
 from relay.stream import BodyEnd, HoldBudget
 from relay.stream.ends import COMMENT_BYTES

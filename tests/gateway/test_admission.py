@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from relay.admission import Admission, all_scopes, duration, scopes_of
 from relay.config.tree import Budget, Key, Limits, Period, Price, Route, Target, Timeouts, Upstream
 from relay.errors import ClientError
 from relay.exchange import Attempt, ClientRequest, Exchange, Operation, Outcome, Usage, UsageSource
+from relay.gateway.admission import Admission, all_scopes, duration, scopes_of
 from relay.policy.estimates import UNKNOWN_ANSWER
 from relay.policy.limits import Demand, Grant, Limit, Refusal, Standing
 from relay.policy.routing import Router

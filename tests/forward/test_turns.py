@@ -11,8 +11,8 @@ import pytest
 from relay.config.tree import Config, Route, Target, Timeouts, Upstream, UpstreamLimits
 from relay.errors import Draining
 from relay.exchange import ClientRequest, Exchange, Operation
+from relay.forward.turns import Turns
 from relay.policy.slots import AllSlots, Claim, Holds
-from relay.turns import Turns
 
 LONG = 30.0
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import pytest
 
-from relay import catalog as module
-from relay.catalog import LIST_SECONDS, Catalog
 from relay.config.tree import Config, Key, Route, Target, Timeouts, Upstream
 from relay.errors import ClientError
+from relay.gateway import catalog as module
+from relay.gateway.catalog import LIST_SECONDS, Catalog
 
 MINE = Upstream(name="mine", base_url="http://mine/v1")
 OTHER = Upstream(name="other", base_url="http://other/v1")

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Protocol
 
-from relay.catalog import Catalog
 from relay.config.tree import Config
 from relay.dialects.openai import makes_object, object_id
 from relay.errors import ClientError
 from relay.exchange import ClientRequest, Exchange, Operation
+from relay.gateway.catalog import Catalog
 from relay.policy.owners import Owner, Owners
 from relay.policy.routing import RoutePlan, Router
 from relay.policy.targets import Targets

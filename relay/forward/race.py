@@ -1,16 +1,17 @@
 """One attempt, and a backup beside it when the first is slow: the first content wins.
 
 Which of the two answers is decided in the call that begins the client's response, before its first byte: there the other one is
-given up, connection and all. So exactly one of them ever writes to the client, and the loser costs nothing from then on.
+given up, connection and all. So exactly one of them ever writes to the client, and the loser costs nothing from then on. The same
+holds for a failure that is the answer whoever finds it, such as a caller's mistake that is told within a 200.
 """
 
 import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from relay.attempt import Attempting
 from relay.errors import RelayError
 from relay.exchange import Exchange
+from relay.forward.attempt import Attempting
 from relay.policy.course import Step
 
 
@@ -31,10 +32,12 @@ class Entrant:
 class Race:
     """The attempts at one answer."""
 
-    __slots__ = ("_entrants", "_exchange", "_next_claim", "_over")
+    __slots__ = ("_entrants", "_exchange", "_is_final", "_next_claim", "_over")
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: Exchange, is_final: Callable[[], bool]) -> None:
+        """Answer `exchange`; `is_final` tells whether the failure of an attempt is the answer, whatever the other one might bring."""
         self._exchange = exchange
+        self._is_final = is_final
         self._entrants: list[Entrant] = []
         self._over: list[Entrant] = []
         self._next_claim: Callable[[Attempting], None] | None = None
@@ -81,18 +84,24 @@ class Race:
     async def _go(self, entrant: Entrant) -> None:
         entrant.error = await entrant.try_()
         self._over.append(entrant)
+        if entrant.error is not None and self._is_final() and not any(other.run.is_open for other in self._entrants):
+            self._end_others(entrant.run)
 
-    def _claim(self, winner: Attempting) -> None:
-        """Let `winner` answer: the other one is given up now, and its task ends soon."""
+    def _end_others(self, last: Attempting) -> None:
+        """Give up all but `last` now; their tasks end soon."""
         for entrant in self._entrants:
-            if entrant.run is winner:
+            if entrant.run is last:
                 continue
             assert entrant.task is not None
             if not entrant.run.done.done():
                 entrant.run.beat()
                 entrant.task.cancel()
         if self.has_backup:
-            self._exchange.attempts.sort(key=lambda attempt: attempt is winner.attempt)
+            self._exchange.attempts.sort(key=lambda attempt: attempt is last.attempt)
+
+    def _claim(self, winner: Attempting) -> None:
+        """Let `winner` answer: the other one is given up."""
+        self._end_others(winner)
         if winner.attempt.hedge_won is not None:
             winner.attempt.hedge_won = True
         if self._next_claim is not None:

@@ -10,16 +10,16 @@ from time import monotonic
 from typing import Protocol
 from urllib.parse import unquote
 
-from relay.admission import Admission
 from relay.config.tree import Key, Secret, Upstream
 from relay.errors import LIMIT_CODES, ClientError, Draining, ErrorAnswer, InternalError, Overloaded, RelayError, error_answer
 from relay.exchange import Exchange, Lateness, Operation, Outcome, Span, State, Summary, UpstreamRequest, summarize
 from relay.forward import Forwarder
-from relay.planning import Planner, Siblings, Snapshot
+from relay.forward.ports import Limiter, Sink, Upload
+from relay.gateway.admission import Admission
+from relay.gateway.planning import Planner, Siblings, Snapshot
+from relay.gateway.reception import Arrival, Reception
 from relay.policy.routing import Choice
 from relay.policy.targets import Targets
-from relay.ports import Limiter, Sink, Upload
-from relay.reception import Arrival, Reception
 from relay.wire.openai import error_event
 from relay.wire.tracing import span_id
 

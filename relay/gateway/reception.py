@@ -9,8 +9,8 @@ from relay.config.tree import Config, Key
 from relay.dialects.openai import check_path, operation_of
 from relay.errors import ClientError
 from relay.exchange import JSON_OPERATIONS, ClientRequest, Exchange, Headers, JsonBody, Operation, header
+from relay.forward.ports import Upload
 from relay.policy.keys import Guesses, find_key
-from relay.ports import Upload
 from relay.wire.body import parse_body, peek_model
 from relay.wire.query import query_value
 from relay.wire.tracing import read_trace

@@ -9,25 +9,26 @@ from functools import partial
 from time import monotonic
 from typing import Final, Protocol
 
-from relay.answering import outcome_with, refusal_event
-from relay.attempt import Attempting
 from relay.config.tree import Secret
-from relay.errors import Overloaded, Phase, RelayError, UpstreamError, UpstreamRefused, error_answer
+from relay.errors import ErrorEvent, Overloaded, Phase, RelayError, UpstreamError, UpstreamRefused, error_answer
 from relay.exchange import Attempt, AttemptResult, Exchange, Outcome, State, UpstreamRequest
-from relay.heartbeat import Heart, takes_comments
+from relay.forward.answering import outcome_of, outcome_with, refusal_event
+from relay.forward.attempt import Attempting
+from relay.forward.heartbeat import Heart, takes_comments
+from relay.forward.ports import Sink, Upload, Upstreams
+from relay.forward.race import Entrant, Race
+from relay.forward.turns import Turns
 from relay.policy.course import Course, Step
+from relay.policy.estimates import estimate_of
 from relay.policy.hedging import delay_of
-from relay.policy.lessons import bounded, learn, learn_beaten, prompt_bytes
+from relay.policy.lessons import bounded, learn, learn_beaten
 from relay.policy.patience import Patience, patience_of
-from relay.policy.retries import RetryBudget, is_repeatable
+from relay.policy.retries import is_repeatable, retry_budget
 from relay.policy.routing import Choice, RoutePlan
 from relay.policy.slots import Claim, Holds
 from relay.policy.targets import Targets
 from relay.policy.verdicts import judge, status_result
-from relay.ports import Sink, Upload, Upstreams
-from relay.race import Entrant, Race
 from relay.stream import HoldBudget
-from relay.turns import Turns
 
 Encode = Callable[[Choice, Secret | None], UpstreamRequest]
 
@@ -53,7 +54,7 @@ class Forwarder:
         self._targets = targets
         self._turns = turns
         self._chance = chance
-        self._retries = RetryBudget()
+        self._retries = retry_budget()
 
     async def run(self, exchange: Exchange, plan: RoutePlan, sink: Sink, encode: Encode, upload: Upload | None) -> None:
         """Try the targets of `plan` until one answers; raises the last error when none did.
@@ -84,7 +85,7 @@ class Forwarder:
                     continue
                 run = self._ready(work, course, step, turn)
                 if may_hedge and (delay := self._hedge_delay(work, step.choice)) is not None:
-                    race = Race(work.exchange)
+                    race = Race(work.exchange, course.is_final)
                     first = Entrant(run, step, partial(self._try, work, course, run, step, turn))
                     entrant = await race.run(first, delay, partial(self._back_up, work, course))
                     run, error = entrant.run, entrant.error
@@ -95,8 +96,7 @@ class Forwarder:
                     return
                 step = course.go_on() if isinstance(error, UpstreamError) else None
                 if step is None:
-                    work.exchange.advice = course.advice(error_answer(error).status)
-                    raise error
+                    raise _given_up(work, course, run, error)
         finally:
             course.close()
             for turn in work.turns:
@@ -123,7 +123,7 @@ class Forwarder:
         exchange, plan, choice = work.exchange, work.plan, step.choice
         timeouts = choice.target.timeouts or plan.route.timeouts
         if timeouts.first_token_auto:
-            timeouts = bounded(self._targets, choice.target, timeouts, exchange.request, is_last=not plan.has_more)
+            timeouts = bounded(self._targets, choice.target, timeouts, exchange, is_last=not plan.has_more)
 
         def may_fall_back(refusal: UpstreamRefused) -> bool:
             if course.failed(step, refusal, monotonic()):
@@ -154,11 +154,10 @@ class Forwarder:
 
     def _hedge_delay(self, work: "Work", choice: Choice) -> float | None:
         hedge = work.plan.route.hedge
-        if hedge is None:
-            return None
-        request = work.exchange.request
-        lesson = self._targets.lesson(choice.target, request)
-        return delay_of(hedge, None if lesson is None else lesson.latencies, prompt_bytes(request))
+        if hedge is None or hedge.after is not None:
+            return None if hedge is None else hedge.after
+        lesson = self._targets.lesson(choice.target, work.exchange.request)
+        return None if lesson is None else delay_of(lesson.latencies, estimate_of(work.exchange))
 
     def _back_up(self, work: "Work", course: Course) -> Entrant | None:
         """Make ready a backup on the next target that is well; None when that is beyond any bound."""
@@ -166,7 +165,7 @@ class Forwarder:
         now = monotonic()
         if hedge is None:
             return None
-        step = course.back_up(now, lambda: self._targets.hedging(work.plan.route).may_hedge(now, hedge.at_most))
+        step = course.back_up(now, lambda: self._targets.hedging(work.plan.route).take(now, hedge.at_most))
         turn = None if step is None else self._turns.take_free(step.choice.target)
         if step is None or turn is None:
             return None
@@ -185,7 +184,7 @@ class Forwarder:
                 # Another attempt has answered: this one is nobody's fault.
                 attempt.result = AttemptResult.CANCELLED
                 step.trial.close()
-                learn_beaten(self._targets, attempt, exchange.request, monotonic())
+                learn_beaten(self._targets, attempt, exchange, monotonic())
                 raise
             if exchange.outcome is None and attempt.meter.terminal_at is not None and not run.is_alone:
                 # The client hung up after the terminator: it has everything.
@@ -204,7 +203,7 @@ class Forwarder:
                 course.failed(step, error, monotonic(), was_sent=attempt.sent_at is not None, was_reused=run.was_reused)
         if error is None or not course.is_resending:
             turn.give()
-        learn(self._targets, attempt, exchange.request, error)
+        learn(self._targets, attempt, exchange, error)
         return error
 
     def _ended(self, exchange: Exchange, attempt: Attempt, step: Step) -> None:
@@ -252,14 +251,23 @@ _SLOT: Final = Holds.SLOT
 _BROKEN: Final = frozenset({Outcome.UPSTREAM_CUT, Outcome.UPSTREAM_STALLED, Outcome.UPSTREAM_ERROR})
 
 
+def _given_up(work: Work, course: Course, last: Attempting, error: RelayError) -> RelayError:
+    """Return `error`, why `last` failed, as what the exchange ends with."""
+    exchange = work.exchange
+    exchange.advice = course.advice(error_answer(error).status)
+    if isinstance(error, ErrorEvent):
+        # In a 200, and yet it may be the caller's own mistake.
+        exchange.outcome = outcome_of(error, last.choice)
+    return error
+
+
 def _end_crowded(work: Work, course: Course, last: Attempting | None, error: RelayError | None) -> None:
     """End an exchange that got no turn at the targets that were left: what the last attempt was refused with is its answer after all."""
     if last is None or error is None:
         raise Overloaded
     exchange, kept = work.exchange, last.given_up
     if not isinstance(error, UpstreamRefused) or kept is None:
-        exchange.advice = course.advice(error_answer(error).status)
-        raise error
+        raise _given_up(work, course, last, error)
     head, body = kept
     exchange.outcome = outcome_with(Outcome.COMPLETE, error, last.choice)
     exchange.advice = course.advice(error.status)

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from math import inf
 from time import monotonic
 
-from relay.answering import as_told, break_event, choose_relay, is_replaced, is_unusable, outcome_with, read_refusal, refusal_event
 from relay.config.tree import Timeouts
 from relay.errors import (
     Draining,
@@ -27,12 +26,13 @@ from relay.errors import (
     error_answer,
 )
 from relay.exchange import Attempt, Exchange, Operation, Outcome, ResponseHead, State, UpstreamRequest
+from relay.forward.answering import as_told, break_event, choose_relay, is_replaced, is_unusable, outcome_with, read_refusal, refusal_event
+from relay.forward.ports import Call, Sink, Upload, Upstreams
+from relay.forward.tunnel import FromClient
+from relay.forward.waiting import drain, send
 from relay.policy.bounds import in_time, next_bound, time_left
 from relay.policy.routing import Choice
-from relay.ports import Call, Sink, Upload, Upstreams
 from relay.stream import DONE_GRACE_SECONDS, HOLD_SECONDS, BodyEnd, BodyRelay, EventRelay, HoldBudget, OpaqueRelay, WholeRelay, broken
-from relay.tunnel import FromClient
-from relay.waiting import drain, send
 
 
 class Attempting:

@@ -7,7 +7,7 @@ from typing import Any, Final
 from relay.config.tree import OnDisconnect
 from relay.errors import RelayError
 from relay.exchange import StreamMeter
-from relay.ports import Call, Upload
+from relay.forward.ports import Call, Upload
 
 LOOK_SECONDS: Final = 0.1
 """How often the tokens of an answer without a reader are looked at: a bound is overrun by a few of them."""

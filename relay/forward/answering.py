@@ -73,8 +73,11 @@ def _looks_like_events(request: ClientRequest, head: ResponseHead) -> bool:
 
 def outcome_with(outcome: Outcome, refusal: UpstreamRefused | None, choice: Choice) -> Outcome:
     """Return what an answer that ended with `outcome` was, `refusal` taken in when it was one."""
-    if refusal is None or outcome is not Outcome.COMPLETE:
-        return outcome
+    return outcome if refusal is None or outcome is not Outcome.COMPLETE else outcome_of(refusal, choice)
+
+
+def outcome_of(refusal: UpstreamRefused | ErrorEvent, choice: Choice) -> Outcome:
+    """Return what an exchange was whose answer is `refusal`."""
     # One that would have fallen back, had the route or the budget had more, is no fault of the caller's.
     verdict = judge(refusal, choice)
     return Outcome.UPSTREAM_FAILED if verdict.fall_back and not verdict.is_callers else Outcome.REJECTED

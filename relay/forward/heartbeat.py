@@ -11,10 +11,10 @@ import asyncio
 from time import monotonic
 from typing import Final
 
-from relay.attempt import Attempting
 from relay.config.tree import Heartbeat
 from relay.exchange import ClientRequest, Exchange, Framing, Operation, ResponseHead, State
-from relay.ports import Sink
+from relay.forward.attempt import Attempting
+from relay.forward.ports import Sink
 
 COMMENT: Final = b": relay\n"
 HEAD: Final = ResponseHead(
