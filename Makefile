@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+# Half of the tests' time is waiting, so three processes keep two cores busy. JOBS=0 runs them one after another in one process.
+JOBS ?= 3
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
@@ -22,12 +24,13 @@ PYTEST = $(BIN)/python -m pytest $(NO_SKIPS)
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo '  Options: ARGS="..." is passed on (make run ARGS="--listen 127.0.0.1:9000"); PYTHON=python3.13 chooses the interpreter.'
+	@echo '           make test JOBS=6 runs tests in as many processes, JOBS=0 in one.'
 
 run: $(READY) ## set up and start the relay
 	@$(BIN)/python -m relay serve $(ARGS)
 
 test: $(READY_DEV) ## set up and run all tests but the slow ones
-	@$(PYTEST) -m "not slow" $(ARGS)
+	@$(PYTEST) -m "not slow" -n $(JOBS) --dist loadfile $(ARGS)
 
 slow: $(READY_DEV) ## run the slow tests
 	@$(PYTEST) -m slow $(ARGS)

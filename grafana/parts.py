@@ -70,8 +70,12 @@ def upstreams() -> Row:
                 title="Calls in flight",
                 about="Attempts under way at each upstream.",
                 queries=(Query(expr=f"sum by (upstream) (relay_upstream_in_flight{{{U}}})", legend="{{upstream}}"),),
-                width=12,
                 is_stacked=True,
+            ),
+            Panel(
+                title="Credentials",
+                about="Keys of each upstream by state. One that was refused or throttled rests (cooling) and is then tried again.",
+                queries=(Query(expr=f"sum by (upstream, state) (relay_upstream_credentials{{{U}}})", legend="{{upstream}} {{state}}"),),
             ),
             Panel(
                 title="Flaws of upstreams",
@@ -86,7 +90,6 @@ def upstreams() -> Row:
                         expr=f"sum by (upstream) (rate(relay_malformed_events_total{{{U}}}[{R}]))", legend="{{upstream}} unreadable events"
                     ),
                 ),
-                width=12,
             ),
         ),
     )
@@ -155,7 +158,8 @@ def keys() -> Row:
 
 def internals() -> Row:
     """Tell how the process is."""
-    nothing = "a bug of the relay, a log that nobody reads fast enough, and more names than have series of their own"
+    nothing = "a bug of the relay, records that nobody takes fast enough, more names than have series, limits without their Redis"
+    single = f"count by (instance) (relay_build_info{{{S}}}) unless on (instance) relay_workers{{{S}}}"
     return Row(
         title="Relay internals",
         is_collapsed=True,
@@ -184,6 +188,14 @@ def internals() -> Row:
                 queries=(Query(expr=f"process_open_fds{{{S}}}", legend="{{instance}}"),),
             ),
             Panel(
+                title="Processes",
+                about="Those that serve: workers by state, or the single process of a relay without. What ended was replaced.",
+                queries=(
+                    Query(expr=f"sum by (instance, state) (relay_workers{{{S}}}) or ({single})", legend="{{instance}} {{state}}"),
+                    Query(expr=f"sum(increase(relay_worker_exits_total{{{S}}}[{R}])) or vector(0)", legend="ended"),
+                ),
+            ),
+            Panel(
                 title="Slow clients",
                 about="Streams that stand still because their client does not read: 1 is one stream waiting all the time.",
                 queries=(Query(expr=f"sum by (route) (rate(relay_client_backpressure_seconds_total{{{F}}}[{R}]))", legend="{{route}}"),),
@@ -196,8 +208,13 @@ def internals() -> Row:
                         expr=f"sum by (invariant) (increase(relay_invariant_violations_total{{{S}}}[{R}]))", legend="violated {{invariant}}"
                     ),
                     Query(expr=f"sum(increase(relay_log_events_dropped_total{{{S}}}[{R}]))", legend="log lines dropped"),
+                    Query(expr=f"sum(increase(relay_spans_dropped_total{{{S}}}[{R}]))", legend="spans dropped"),
+                    Query(expr=f"sum(increase(relay_usage_dropped_total{{{S}}}[{R}]))", legend="usage records dropped"),
+                    Query(expr=f"sum(relay_limiter_degraded{{{S}}})", legend="limits counted alone"),
                     Query(expr=f"sum(increase(relay_label_overflow_total{{{S}}}[{R}])) or vector(0)", legend="names folded into _other"),
                 ),
+                width=24,
+                height=6,
             ),
             Panel(
                 title="Build and age of the configuration",

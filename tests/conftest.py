@@ -3,7 +3,7 @@
 Tests and fixtures of one module share an event loop, so that a module can share one relay and one upstream between all its cases.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ from hypothesis import HealthCheck, settings
 
 from tests.fakes.certificates import Authority
 from tests.fakes.client import RawClient
+from tests.fakes.redis import RedisFront
 from tests.fakes.relay import RelayProcess
 from tests.fakes.upstream import ScriptedUpstream
+from tests.servers import RedisServer, running_redis
 
 RelayWith = Callable[..., Awaitable[RelayProcess]]
 Connect = Callable[..., Awaitable[RawClient]]
@@ -69,6 +71,27 @@ async def shared_relay_with(tmp_path_factory: pytest.TempPathFactory) -> AsyncIt
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     """A private certificate authority."""
     return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="session")
+def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A real Redis for the whole run."""
+    with running_redis(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def redis(shared_redis: RedisServer) -> RedisServer:
+    """A real Redis that knows nothing yet."""
+    shared_redis.ask("FLUSHALL")
+    return shared_redis
+
+
+@pytest.fixture
+async def front(redis: RedisServer) -> AsyncIterator[RedisFront]:
+    """A way to `redis` that can be made to fail."""
+    async with RedisFront(redis.port) as front:
+        yield front
 
 
 class _relays:

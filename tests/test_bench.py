@@ -11,6 +11,7 @@ from bench import __main__ as command
 from bench import limits, load, script, table, upstream
 from bench.proxies import TWICE
 from bench.scenarios import SCENARIOS, runs_for
+from tests.servers import find_program
 
 _QUANTILES = {"count": 100, "p50_ms": 0.5, "p90_ms": 0.8, "p99_ms": 1.0}
 
@@ -236,11 +237,27 @@ class _Deaf(asyncio.Transport):
         """Drop it."""
 
 
-def test_what_limits_cost_is_told_for_both_stores(monkeypatch: pytest.MonkeyPatch) -> None:
+STORES = [("one process", "15 us"), ("host", "40 us"), ("Redis", "150 us")]
+
+
+def limit_rows(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     monkeypatch.setattr(limits, "_REQUESTS", 20)
     monkeypatch.setattr(limits, "_ROUNDS", 1)
-    rows = [line.split(" | ") for line in limits.report().splitlines()[2:]]
-    assert [(row[1], row[3]) for row in rows] == [("one process", "15 us"), ("host", "40 us")] * 2
+    return [line.split(" | ") for line in limits.report().splitlines()[2:]]
+
+
+def test_what_limits_cost_is_told_for_every_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    find_program("redis-server")
+    rows = limit_rows(monkeypatch)
+    assert [(row[1], row[3]) for row in rows] == STORES * 2
+    assert all(row[2].endswith(" us") for row in rows)
+
+
+def test_what_redis_costs_is_not_told_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits.shutil, "which", lambda *_, **__: None)
+    rows = limit_rows(monkeypatch)
+    assert [(row[1], row[3]) for row in rows] == STORES * 2
+    assert {row[2] for row in rows if row[1] == "Redis"} == {"not measured: no redis-server"}
 
 
 def test_every_twentieth_request_stalls_and_the_loser_of_a_backup_is_timed(tmp_path: Path) -> None:

@@ -15,11 +15,16 @@ SWEEP_SECONDS = 1.0
 class Accounts:
     """The limiter of one relay."""
 
-    __slots__ = ("_log", "_own", "_redis", "_was_stalled", "ledger")
+    __slots__ = ("_changed", "_log", "_own", "_redis", "_was_degraded", "_was_stalled", "ledger")
 
-    def __init__(self, directory: str | None, redis: Redis | None, log: Any) -> None:
-        """Count in `directory`, or in memory, and in `redis` if there is one. Raises StateFileUnusable, RedisUnusable."""
+    def __init__(self, directory: str | None, redis: Redis | None, log: Any, changed: Callable[[bool], None]) -> None:
+        """Count in `directory`, or in memory, and in `redis` if there is one. Raises StateFileUnusable, RedisUnusable.
+
+        `changed` is told whether limits are degraded, each time that changes; at first they are not.
+        """
         self._log = log
+        self._changed = changed
+        self._was_degraded = False
         self._own = own = open_ledger(directory)
         self._was_stalled = False
         self._redis = None if redis is None else RedisLimiter(redis.url.reveal(), redis.replicas, redis.timeout, own, self._tell)
@@ -40,6 +45,12 @@ class Accounts:
             self._log.info("limits", result="shared", message="Redis is back: limits are counted there")
         else:
             self._log.warning("limits", result="degraded", reason=reason, message="Redis is away: limits are counted here, each in part")
+        self._tell_change()
+
+    def _tell_change(self) -> None:
+        if self.is_degraded != self._was_degraded:
+            self._was_degraded = not self._was_degraded
+            self._changed(self._was_degraded)
 
     def _tell_of_stall(self) -> None:
         if self._own.is_stalled == self._was_stalled:
@@ -52,6 +63,7 @@ class Accounts:
             self._log.error("limits", result="stalled", message=message)
         else:
             self._log.info("limits", result="shared", message="limits can be counted again")
+        self._tell_change()
 
     def know(self, config: Config) -> None:
         """Forget what the configuration does not limit any more."""

@@ -7,7 +7,6 @@ signal stops at once. SIGHUP: a new configuration is built whole and swapped in,
 import asyncio
 import contextlib
 import random
-import secrets
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -127,7 +126,8 @@ class App:
         """Listen; return the address to use. Raises OSError when the address cannot be had."""
         self._libraries.open()
         config = self._config = await asyncio.to_thread(self._key_watch.refreshed, self._config)
-        self._accounts = Accounts(config.state_dir or (None if self._crew is None else self._crew.directory), config.redis, self._log)
+        directory = config.state_dir or (None if self._crew is None else self._crew.directory)
+        self._accounts = Accounts(directory, config.redis, self._log, self._on_limits_change)
         await self._accounts.start()
         sock = listen(config.server.host, config.server.port, is_shared=self._crew is not None)
         await self._start_demo(config)
@@ -140,7 +140,7 @@ class App:
             limiter=self._accounts.ledger,
             chance=random.random,
             credential=self._credentials.current,
-            make_id=lambda: secrets.token_hex(16),
+            make_id=_ids(),
             lateness=self._lateness.between,
             sample=0.0 if self._spans is None else config.tracing.sample,
             siblings=self._crew,
@@ -158,6 +158,10 @@ class App:
         self._checks.know(config)
         self._spawn(self._accounts.watch(lambda: self._metrics.in_flight, self._observers.violated))
         return url_of(sock)
+
+    def _on_limits_change(self, are_degraded: bool) -> None:
+        if self._crew is not None:
+            self._crew.limits_changed(are_degraded=are_degraded)
 
     def _are_limits_degraded(self) -> bool:
         return self._accounts is not None and self._accounts.is_degraded
@@ -351,6 +355,14 @@ class App:
             await asyncio.to_thread(self._spans.close)
         self._libraries.close()
         self._writer.close()
+
+
+def _ids() -> Callable[[], str]:
+    """Return what makes request ids, which are trace ids too: 32 hexadecimal digits. They guard nothing, and asking the system for
+    each costs as much as parsing a small body.
+    """
+    bits = random.Random().getrandbits  # noqa: S311  # seeded by the system
+    return lambda: f"{bits(128):032x}"
 
 
 def _usage_log(settings: Usage, log: Any) -> UsageLog:

@@ -15,6 +15,9 @@ class Crew(Siblings, Protocol):
     directory: str
     """A folder of all workers' own that lives as long as their supervisor."""
 
+    def limits_changed(self, *, are_degraded: bool) -> None:
+        """Have the supervisor know whether limits are counted here alone, or cannot be counted."""
+
     async def page(self, path: str, accept: str) -> tuple[int, bytes, bytes]:
         """Return status, content type and body of a page that speaks for all workers."""
 

@@ -42,10 +42,7 @@ class Pages:
 
     async def _ready(self, headers: Headers) -> tuple[int, bytes, bytes]:
         if self._crew is not None:
-            status, content_type, body = await self._crew.page("/readyz", "")
-            if status == 200 and self._are_limits_degraded():
-                body = body.replace(b'"ready"', b'"degraded"', 1).replace(b"{", b'{"limits":"degraded",', 1)
-            return status, content_type, body
+            return await self._crew.page("/readyz", "")
         if self._is_stopping():
             return 503, _JSON, b'{"status":"draining"}'
         if self._are_limits_degraded():

@@ -69,6 +69,12 @@ class Counted(msgspec.Struct, tag=True):
     """Whether there is something in it that is not configured any more."""
 
 
+class LimitsChanged(msgspec.Struct, tag=True):
+    """The worker's limits are counted by it alone, or cannot be counted; or they are well again."""
+
+    are_degraded: bool
+
+
 class AskPage(msgspec.Struct, tag=True):
     """A client asks a worker for a page that speaks for all of them. Answered by Page."""
 
@@ -120,6 +126,7 @@ Message = (
     | Hurry
     | Collect
     | Counted
+    | LimitsChanged
     | AskPage
     | Page
     | Made

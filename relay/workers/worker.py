@@ -32,6 +32,7 @@ from relay.workers.messages import (
     Drain,
     Frames,
     Hurry,
+    LimitsChanged,
     Made,
     Message,
     Page,
@@ -190,6 +191,11 @@ class Worker:
         except (TimeoutError, ConnectionError):
             return None
         return Owner(upstream=answer.upstream, route=answer.route, key=answer.key) if isinstance(answer, Made) else None
+
+    def limits_changed(self, *, are_degraded: bool) -> None:
+        """Tell the supervisor, which speaks for all."""
+        assert self._channel is not None
+        self._channel.tell(LimitsChanged(are_degraded))
 
     async def page(self, path: str, accept: str) -> tuple[int, bytes, bytes]:
         """Return what the supervisor answers for all; a 503 when it cannot."""

@@ -1,17 +1,30 @@
 """Ports that nothing answers on: free, refusing, and swallowing."""
 
 import contextlib
+import itertools
+import os
 import socket
 from collections.abc import Iterator
+from typing import Final
+
+FIRST: Final = 20_000
+"""Below what systems give to outgoing connections (Linux from 32768), so that no connection takes a port between choice and use."""
+BLOCK: Final = 250
+"""Ports of one test process: processes that run side by side have neighbouring ids, and so blocks of their own."""
+BLOCKS: Final = 48
+
+_offsets = itertools.count()
 
 
 def free_port() -> int:
-    """Return a port that nothing listens on at this moment."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    assert isinstance(port, int)
-    return port
+    """Return a port that nothing listens on at this moment, and that no test process beside this one is given."""
+    block = FIRST + os.getpid() % BLOCKS * BLOCK
+    for _ in range(BLOCK):
+        port = block + next(_offsets) % BLOCK
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
+    raise OSError(f"no free port from {block} to {block + BLOCK - 1}")
 
 
 @contextlib.contextmanager

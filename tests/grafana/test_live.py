@@ -7,7 +7,7 @@ import json
 import random
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from threading import Thread
 from typing import Any, Final
@@ -19,10 +19,12 @@ from grafana.build import FILE
 from grafana.flaky import FlakyUpstream
 from grafana.load import Worker, run_load
 from relay.config.tree import Slo
+from relay.exchange import Outcome
 from relay.telemetry.rules import make_rules, to_yaml
 from tests.conftest import RelayWith
-from tests.fakes.relay import RelayProcess
+from tests.fakes.upstream import ScriptedUpstream
 from tests.grafana.expressions import panels, selectors, substituted
+from tests.grafana.rare import bring_about, of_crew, with_rare
 from tests.servers import ROOT, Prometheus, running_prometheus
 
 KEYS: Final = ("sk-demo-alice", "sk-demo-bob")
@@ -30,11 +32,7 @@ LOAD_SECONDS: Final = 10.0
 WORKERS: Final = 8
 INTERVAL: Final = "30s"
 """For `$__rate_interval` and `$__range`: the whole test."""
-OUTCOMES: Final = frozenset(
-    {"complete", "invalid_request", "unauthorized", "rejected", "upstream_failed", "upstream_cut", "upstream_stalled", "upstream_error"}
-    | {"client_gone", "client_stalled", "rate_limited"}
-)
-"""Those that the load brings about."""
+OUTCOMES: Final = frozenset(outcome.value for outcome in Outcome)
 BOARD: Final[dict[str, Any]] = json.loads(FILE.read_text())
 TARGETS: Final = [(panel["title"], target["expr"]) for panel in panels(BOARD) for target in panel["targets"]]
 RULES: Final = [rule for group in make_rules(Slo())["groups"] for rule in group["rules"]]
@@ -61,17 +59,21 @@ def flaky_upstream() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-async def prometheus(shared_relay_with: RelayWith, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    """A Prometheus that has watched a relay under load, asked when the load is over."""
+async def prometheus(
+    shared_relay_with: RelayWith, shared_upstream: ScriptedUpstream, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Prometheus]:
+    """A Prometheus that has watched a relay under load and one with workers, asked when the load is over."""
     config = yaml.safe_load((ROOT / "config/demo.yaml").read_text()) | {"metrics": {}}
     folder = tmp_path_factory.mktemp("prometheus")
     config["keys"]["bob"]["limits"]["rpm"] = 20  # so few that the load meets it
     config["routes"]["hedged"]["hedge"]["at_most"] = "50%"  # a share of so few requests is none
     with flaky_upstream() as url:
-        relay: RelayProcess = await shared_relay_with(config, env={"LOAD_URL": url})
+        env = {"LOAD_URL": url}
+        relay = await shared_relay_with(with_rare(config, shared_upstream), env=env, module="tests.fakes.buggy", is_quiet=False)
+        crew = await shared_relay_with(of_crew(shared_upstream))
         rules = to_yaml(make_rules(Slo()), "rules").replace("interval: 30s", "interval: 1s")
-        with running_prometheus(folder, [f"127.0.0.1:{relay.port}"], rules=rules) as server:
-            await asyncio.to_thread(server.wait_for, 'up{job="relay"} == 1')
+        with running_prometheus(folder, [f"127.0.0.1:{each.port}" for each in (relay, crew)], rules=rules) as server:
+            await asyncio.to_thread(server.wait_for, 'sum(up{job="relay"}) == 2')
             until = time.monotonic() + LOAD_SECONDS
             loading = asyncio.to_thread(
                 run_load, f"http://127.0.0.1:{relay.port}", KEYS, workers=WORKERS, is_over=lambda: time.monotonic() > until, pause=0.05
@@ -79,8 +81,10 @@ async def prometheus(shared_relay_with: RelayWith, tmp_path_factory: pytest.Temp
             work = asyncio.gather(loading, *(asyncio.to_thread(insist, relay.port, until) for _ in range(2)))
             await asyncio.sleep(LOAD_SECONDS / 2)  # a reload in the middle of it all
             relay.process.send_signal(signal.SIGHUP)
+            await bring_about(relay, crew)
             await work
             await relay.settled(within=10)
+            await crew.settled(within=10)
             await asyncio.to_thread(seen_all_outcomes, server)
             yield server
 
@@ -105,8 +109,16 @@ def seen_all_outcomes(server: Prometheus) -> None:
     assert not missing, f"the load did not bring about {missing}"
 
 
-async def test_prometheus_reaches_the_relay(prometheus: Prometheus) -> None:
-    assert [sample["value"][1] for sample in prometheus.query('up{job="relay"}')] == ["1"]
+async def test_every_outcome_there_is_was_brought_about(prometheus: Prometheus) -> None:
+    found = {
+        sample["metric"]["outcome"]: float(sample["value"][1]) for sample in prometheus.query("sum by (outcome) (relay_requests_total)")
+    }
+    assert set(found) == OUTCOMES
+    assert min(found.values()) > 0, found
+
+
+async def test_prometheus_reaches_the_relays(prometheus: Prometheus) -> None:
+    assert [sample["value"][1] for sample in prometheus.query('up{job="relay"}')] == ["1", "1"]
 
 
 @of_target

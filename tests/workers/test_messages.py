@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.workers.messages import MAX_BYTES, Begin, Counted, Drain, Envelope, Frames, Made, Message, Page, frame
+from relay.workers.messages import MAX_BYTES, Begin, Counted, Drain, Envelope, Frames, LimitsChanged, Made, Message, Page, frame
 
 MESSAGES: list[Message] = [
     Begin(1, 2, 3, b"\x00config", "/somewhere", {"mine/a": 1.5}),
@@ -13,6 +13,7 @@ MESSAGES: list[Message] = [
     Counted([b"", b"a" * 1000]),
     Page(200, b"text/plain", b"body"),
     Made("resp_1", "mine", "*", None),
+    LimitsChanged(True),
 ]
 
 
