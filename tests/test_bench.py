@@ -9,7 +9,9 @@ import pytest
 
 from bench import __main__ as command
 from bench import limits, load, script, table, upstream
+from bench.proxies import TWICE
 from bench.scenarios import SCENARIOS, runs_for
+from tests.servers import find_program
 
 _QUANTILES = {"count": 100, "p50_ms": 0.5, "p90_ms": 0.8, "p99_ms": 1.0}
 
@@ -56,13 +58,27 @@ def test_without_nginx_a_ratio_is_not_compared() -> None:
 
 def test_workers_are_compared_round_by_round() -> None:
     one, two = [_reading(cpu_seconds=cost) for cost in (0.04, 0.08, 0.04)], [_reading(cpu_seconds=cost) for cost in (0.041, 0.082, 0.06)]
-    row = _row(table.render({"workers": {"relay": one, "workers": two}}, ["workers"]), "two workers")
+    row = _row(table.render({"workers": {"relay": one, TWICE: two}}, ["workers"]), "with that one's load")
     assert (row[3], row[7]) == ("1.02 x", "reached")
+
+
+def test_workers_that_share_one_processs_load_are_told_and_not_judged() -> None:
+    text = table.render({"workers": {"relay": [_reading()], "workers": [_reading(cpu_seconds=0.06)]}}, ["workers"])
+    row, judged = _row(text, "the same load in all"), _row(text, "with that one's load")
+    assert (row[3], row[7]) == ("1.50 x", "told")
+    assert judged[7] == "not measured"
+
+
+def test_workers_are_told_with_the_events_that_a_wake_up_served() -> None:
+    readings = {"workers": {"relay": [_reading(wake_ups=1000)], "workers": [_reading(wake_ups=2000)], TWICE: [_reading()]}}
+    (line,) = table.events_per_wake_up(readings)
+    assert line.endswith("in one process 4.0, in two workers with its load between them 2.0")
+    assert table.events_per_wake_up({"json": {"relay": [_reading(wake_ups=1000)]}}) == []
 
 
 def test_only_the_run_of_workers_has_them() -> None:
     runs = runs_for(list(SCENARIOS))
-    assert [run.name for run in runs if run.is_for("workers")] == ["workers"]
+    assert all([run.name for run in runs if run.is_for(name)] == ["workers"] for name in ("workers", TWICE))
     assert not any(run.is_for("nginx") for run in runs if run.name == "workers")
 
 
@@ -115,6 +131,11 @@ def test_delays_and_tls_are_what_is_added() -> None:
 def test_a_load_that_fell_behind_is_told() -> None:
     readings = {"stream-dense": {"relay": [_reading(events=9000)]}}
     assert table.doubts(readings, {"stream-dense": 15000.0}) == ["stream-dense, relay: 9000 events/s of 15000 asked for"]
+
+
+def test_twice_the_load_has_to_keep_twice_the_pace() -> None:
+    readings = {"workers": {TWICE: [_reading(events=5000, load=2)]}}
+    assert table.doubts(readings, {"workers": 4000.0}) == [f"workers, {TWICE}: 5000 events/s of 8000 asked for"]
 
 
 def test_a_core_that_changed_its_speed_is_told_and_taken_out_of_the_ratio() -> None:
@@ -216,11 +237,27 @@ class _Deaf(asyncio.Transport):
         """Drop it."""
 
 
-def test_what_limits_cost_is_told_for_both_stores(monkeypatch: pytest.MonkeyPatch) -> None:
+STORES = [("one process", "15 us"), ("host", "40 us"), ("Redis", "150 us")]
+
+
+def limit_rows(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     monkeypatch.setattr(limits, "_REQUESTS", 20)
     monkeypatch.setattr(limits, "_ROUNDS", 1)
-    rows = [line.split(" | ") for line in limits.report().splitlines()[2:]]
-    assert [(row[1], row[3]) for row in rows] == [("one process", "15 us"), ("host", "40 us")] * 2
+    return [line.split(" | ") for line in limits.report().splitlines()[2:]]
+
+
+def test_what_limits_cost_is_told_for_every_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    find_program("redis-server")
+    rows = limit_rows(monkeypatch)
+    assert [(row[1], row[3]) for row in rows] == STORES * 2
+    assert all(row[2].endswith(" us") for row in rows)
+
+
+def test_what_redis_costs_is_not_told_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits.shutil, "which", lambda *_, **__: None)
+    rows = limit_rows(monkeypatch)
+    assert [(row[1], row[3]) for row in rows] == STORES * 2
+    assert {row[2] for row in rows if row[1] == "Redis"} == {"not measured: no redis-server"}
 
 
 def test_every_twentieth_request_stalls_and_the_loser_of_a_backup_is_timed(tmp_path: Path) -> None:
