@@ -12,6 +12,7 @@ import platform
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,8 @@ async def _start_all(names: list[str], bench: Bench) -> tuple[dict[str, Proxy], 
             absent[name] = proxy
         else:
             running[name] = proxy
+    if "workers" in running:
+        running[proxies.TWICE] = replace(running["workers"], load=proxies.WORKERS)
     return running, absent
 
 
@@ -89,7 +92,9 @@ async def _measure(given: argparse.Namespace, cores: Cores, folder: Path) -> tup
 
 def _notes(readings: table.Readings, absent: dict[str, str]) -> list[str]:
     missing = [f"{name} not compared: {why}" for name, why in absent.items()]
-    return missing + table.doubts(readings, _PACED) + table.core_speed(readings) + table.company(readings)
+    return (
+        missing + table.doubts(readings, _PACED) + table.events_per_wake_up(readings) + table.core_speed(readings) + table.company(readings)
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -20,6 +20,9 @@ COMPARED = ("relay", "nginx", "conventional")
 """What people compare."""
 NAMES = (*COMPARED, "workers", "full", "bare", "direct")
 """Those, the relay with two workers, with everything on, with everything off that can be, and no proxy at all."""
+WORKERS = 2
+TWICE = "workers-twice"
+"""The same relay with two workers under twice a run's load: each worker then has what the one process has alone."""
 KEY = "sk-bench-0123456789abcdef"
 _START_SECONDS = 15.0
 _LIMITS = {"rpm": 10_000_000, "concurrency": 100_000}
@@ -44,6 +47,8 @@ class Proxy:
     child: Child | None
     plain_port: int
     secure_port: int
+    load: int = 1
+    """How many times a run's connections it gets in its turn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +77,7 @@ def _relay(folder: Path, upstream: Upstream, workers: int = 1) -> Recipe:
 
 
 def _workers(folder: Path, upstream: Upstream) -> Recipe:
-    return _relay(folder, upstream, workers=2)
+    return _relay(folder, upstream, workers=WORKERS)
 
 
 def relay_with(folder: Path, upstream: Upstream, routes: dict[str, object]) -> Recipe:
