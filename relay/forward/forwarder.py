@@ -19,8 +19,9 @@ from relay.forward.ports import Sink, Upload, Upstreams
 from relay.forward.race import Entrant, Race
 from relay.forward.turns import Turns
 from relay.policy.course import Course, Step
+from relay.policy.estimates import estimate_of
 from relay.policy.hedging import delay_of
-from relay.policy.lessons import bounded, learn, learn_beaten, prompt_bytes
+from relay.policy.lessons import bounded, learn, learn_beaten
 from relay.policy.patience import Patience, patience_of
 from relay.policy.retries import is_repeatable, retry_budget
 from relay.policy.routing import Choice, RoutePlan
@@ -122,7 +123,7 @@ class Forwarder:
         exchange, plan, choice = work.exchange, work.plan, step.choice
         timeouts = choice.target.timeouts or plan.route.timeouts
         if timeouts.first_token_auto:
-            timeouts = bounded(self._targets, choice.target, timeouts, exchange.request, is_last=not plan.has_more)
+            timeouts = bounded(self._targets, choice.target, timeouts, exchange, is_last=not plan.has_more)
 
         def may_fall_back(refusal: UpstreamRefused) -> bool:
             if course.failed(step, refusal, monotonic()):
@@ -153,11 +154,10 @@ class Forwarder:
 
     def _hedge_delay(self, work: "Work", choice: Choice) -> float | None:
         hedge = work.plan.route.hedge
-        if hedge is None:
-            return None
-        request = work.exchange.request
-        lesson = self._targets.lesson(choice.target, request)
-        return delay_of(hedge, None if lesson is None else lesson.latencies, prompt_bytes(request))
+        if hedge is None or hedge.after is not None:
+            return None if hedge is None else hedge.after
+        lesson = self._targets.lesson(choice.target, work.exchange.request)
+        return None if lesson is None else delay_of(lesson.latencies, estimate_of(work.exchange))
 
     def _back_up(self, work: "Work", course: Course) -> Entrant | None:
         """Make ready a backup on the next target that is well; None when that is beyond any bound."""
@@ -184,7 +184,7 @@ class Forwarder:
                 # Another attempt has answered: this one is nobody's fault.
                 attempt.result = AttemptResult.CANCELLED
                 step.trial.close()
-                learn_beaten(self._targets, attempt, exchange.request, monotonic())
+                learn_beaten(self._targets, attempt, exchange, monotonic())
                 raise
             if exchange.outcome is None and attempt.meter.terminal_at is not None and not run.is_alone:
                 # The client hung up after the terminator: it has everything.
@@ -203,7 +203,7 @@ class Forwarder:
                 course.failed(step, error, monotonic(), was_sent=attempt.sent_at is not None, was_reused=run.was_reused)
         if error is None or not course.is_resending:
             turn.give()
-        learn(self._targets, attempt, exchange.request, error)
+        learn(self._targets, attempt, exchange, error)
         return error
 
     def _ended(self, exchange: Exchange, attempt: Attempt, step: Step) -> None:

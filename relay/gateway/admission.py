@@ -9,11 +9,13 @@ from functools import lru_cache, partial
 from math import ceil
 from typing import Final
 
+import msgspec
+
 from relay.config.tree import Key, Limits, OnLimit, Price, Route
 from relay.errors import ClientError
 from relay.exchange import JSON_OPERATIONS, Attempt, ClientRequest, Exchange, Operation, Outcome, Usage, UsageSource
 from relay.forward.ports import Limiter
-from relay.policy.estimates import Answers, Ratios, cost_of, price_of, prompt_tokens, said_answer
+from relay.policy.estimates import Answers, Ratios, cost_of, estimate_of, price_of, said_answer
 from relay.policy.limits import Demand, Grant, Limit, Refusal, Scope, Standing
 from relay.policy.patience import MAX_ADVISED_SECONDS
 from relay.policy.routing import RoutePlan, resolve
@@ -32,8 +34,7 @@ _NEVER: Final = "This request asks for more than the limit allows at all: shorte
 _UNPRICED: Final = "This key has a budget in US dollars, and the relay knows no price for a model that may answer this."
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Allowance:
+class Allowance(msgspec.Struct, frozen=True, kw_only=True):
     """The scopes of one key on one route."""
 
     key: Key | None
@@ -47,12 +48,10 @@ class Allowance:
 
 @dataclass(slots=True, kw_only=True)
 class Ticket:
-    """What an admitted request was granted, and the estimate it was granted on."""
+    """What an admitted request was granted."""
 
     grant: Grant
     allowance: Allowance
-    estimated: int
-    """Tokens of the prompt, uncorrected; 0 where none are counted."""
 
 
 class Admission:
@@ -78,7 +77,7 @@ class Admission:
         allowance = self._allowance(key, route)
         if not allowance.scopes:
             return None
-        demand, estimated, prompt = self._demand(exchange.request, plan, allowance, prices)
+        demand, prompt = self._demand(exchange, plan, allowance, prices)
         answer = await self._limiter.admit(demand)
         exchange.limit_headers = _standing_headers(answer.requests, answer.tokens)
         if isinstance(answer, Refusal):
@@ -90,12 +89,12 @@ class Admission:
             if answer.demand.tokens < demand.tokens and exchange.request.body is not None:
                 exchange.answer_bound = (answer.demand.tokens - prompt) // exchange.request.body.answers
                 exchange.is_rewritten = "clamp"
-        return Ticket(grant=answer, allowance=allowance, estimated=estimated)
+        return Ticket(grant=answer, allowance=allowance)
 
     def settle(self, exchange: Exchange, ticket: Ticket | None, prices: Mapping[str, Price]) -> list[str]:
         """Take note of what was used, at the end of the upstream's part; return the accounting identities that do not hold."""
         exchange.debit = None
-        self._note_usage(exchange, ticket)
+        self._note_usage(exchange)
         if prices and exchange.usage is not None:
             exchange.cost = cost_of(price_of(prices, "/".join(_served_by(exchange))), exchange.usage)
         if ticket is None:
@@ -125,17 +124,15 @@ class Admission:
         made = self._known[name] = _allowance_of(key, route)
         return made
 
-    def _demand(
-        self, request: ClientRequest, plan: RoutePlan, allowance: Allowance, prices: Mapping[str, Price]
-    ) -> tuple[Demand, int, int]:
-        """Return what to ask for, and the tokens of the prompt: as estimated, and as this model's reports would have it."""
+    def _demand(self, exchange: Exchange, plan: RoutePlan, allowance: Allowance, prices: Mapping[str, Price]) -> tuple[Demand, int]:
+        """Return what to ask for, and the tokens of the prompt as this model's reports would have it."""
+        request = exchange.request
         choice = plan.left[0]
         upstream, model = choice.target.upstream.name, choice.model or ""
         price = _dearest(plan, prices) if allowance.counts_money else None
         if not allowance.counts_tokens or request.operation not in JSON_OPERATIONS or request.body is None:
-            return Demand(scopes=allowance.scopes, tokens=0), 0, 0
-        estimated = prompt_tokens(request.body.raw)
-        prompt = self._ratios.correct(upstream, model, estimated)
+            return Demand(scopes=allowance.scopes, tokens=0), 0
+        prompt = self._ratios.correct(upstream, model, estimate_of(exchange))
         answer = said_answer(request)
         if answer is None and plan.route.on_limit is OnLimit.STOP and request.is_stream:
             # It is counted as it flows, and stops in time.
@@ -149,14 +146,14 @@ class Admission:
         answer_cost = ceil(1000 * price.output) if price is not None else 0
         least = prompt + request.body.answers if answer and plan.route.on_limit is OnLimit.CLAMP else 0
         demand = Demand(scopes=allowance.scopes, tokens=prompt + answer, cost=cost, least=least, answer_cost=answer_cost)
-        return demand, estimated, prompt
+        return demand, prompt
 
     def _debit(self, grant: Grant, prompt: int, answer: int) -> bool:
         return self._limiter.debit(grant, prompt + answer)
 
     # After
 
-    def _note_usage(self, exchange: Exchange, ticket: Ticket | None) -> None:
+    def _note_usage(self, exchange: Exchange) -> None:
         """Say what was used, and how that is known: reported, or guessed where an answer came without a report."""
         last = exchange.attempts[-1] if exchange.attempts else None
         if last is None:
@@ -170,17 +167,16 @@ class Admission:
         is_answered = meter.content_events > 0 or (exchange.outcome is Outcome.COMPLETE and meter.bytes_in > 0)
         if body is None or not is_answered:
             return
-        estimated = ticket.estimated if ticket is not None and ticket.estimated else prompt_tokens(body.raw)
         upstream, model = _served_by(exchange)
         output = meter.flowed_tokens or meter.content_events or (0 if said_answer(exchange.request) == 0 else _tokens_of_json(last))
-        exchange.usage = Usage(input=self._ratios.correct(upstream, model, estimated), output=output)
+        exchange.usage = Usage(input=self._ratios.correct(upstream, model, estimate_of(exchange)), output=output)
         exchange.usage_source = UsageSource.ESTIMATED
 
     def _learn(self, exchange: Exchange, ticket: Ticket, usage: Usage) -> None:
         if exchange.usage_source is UsageSource.ESTIMATED:
             return
         upstream, model = _served_by(exchange)
-        self._ratios.learn(upstream, model, estimated=ticket.estimated, reported=usage.input)
+        self._ratios.learn(upstream, model, estimated=estimate_of(exchange), reported=usage.input)
         if exchange.outcome is Outcome.COMPLETE and usage.output:
             self._answers.learn(ticket.allowance.route.name, usage.output)
 

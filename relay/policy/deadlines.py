@@ -33,28 +33,28 @@ class LearnedDeadline:
         self.latencies = Latencies()
         self._cuts = [0] * SIZES
 
-    def answered(self, prompt_bytes: int, seconds: float) -> None:
+    def answered(self, prompt_tokens: int, seconds: float) -> None:
         """Learn from a first token that came after `seconds`."""
-        self.latencies.observe(prompt_bytes, seconds)
-        self._cuts[size_of(prompt_bytes)] = 0
+        self.latencies.observe(prompt_tokens, seconds)
+        self._cuts[size_of(prompt_tokens)] = 0
 
-    def cut(self, prompt_bytes: int) -> None:
+    def cut(self, prompt_tokens: int) -> None:
         """Take note that the deadline ran out."""
-        size = size_of(prompt_bytes)
+        size = size_of(prompt_tokens)
         self._cuts[size] = min(self._cuts[size] + 1, _MAX_DOUBLINGS)
 
-    def beaten(self, prompt_bytes: int, seconds: float) -> None:
+    def beaten(self, prompt_tokens: int, seconds: float) -> None:
         """Learn that a first token took more than `seconds`: a backup's came first.
 
         Counted as if it had come then: were the slow ones left out, the percentile after which a backup starts would sink by
         and by, and with it the time that is waited before the next.
         """
-        self.latencies.observe(prompt_bytes, seconds)
+        self.latencies.observe(prompt_tokens, seconds)
 
-    def seconds(self, prompt_bytes: int, configured: float, *, is_last: bool) -> float:
-        """Return the deadline for a prompt of `prompt_bytes`: at most `configured`, and just that while too few answers were seen."""
-        learned = self.latencies.quantile(prompt_bytes, SHARE, at_least=MIN_SAMPLES)
+    def seconds(self, prompt_tokens: int, configured: float, *, is_last: bool) -> float:
+        """Return the deadline for a prompt of `prompt_tokens`: at most `configured`, and just that while too few answers were seen."""
+        learned = self.latencies.quantile(prompt_tokens, SHARE, at_least=MIN_SAMPLES)
         if learned is None:
             return configured
-        patience = FACTOR * 2.0 ** self._cuts[size_of(prompt_bytes)] * (LAST_TARGET_GRACE if is_last else 1.0)
+        patience = FACTOR * 2.0 ** self._cuts[size_of(prompt_tokens)] * (LAST_TARGET_GRACE if is_last else 1.0)
         return min(max(learned * patience, FLOOR_SECONDS), configured)

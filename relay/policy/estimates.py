@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from relay.config.tree import Price
-from relay.exchange import ClientRequest, Operation, Usage
+from relay.exchange import ClientRequest, Exchange, Operation, Usage
 
 IMAGE_TOKENS: Final = 1_000
 """For an embedded file in base64, whatever its size: a large image at the usual detail costs 765 to 1,445."""
@@ -53,6 +53,16 @@ def prompt_tokens(raw: bytes) -> int:
     others = len(raw.translate(None, _NOT_LEADING))
     ascii_bytes = len(raw) - len(raw.translate(None, _ASCII))
     return embedded * IMAGE_TOKENS + others + -(-ascii_bytes // _ASCII_PER_TOKEN)
+
+
+def estimate_of(exchange: Exchange) -> int:
+    """Return the tokens of an exchange's prompt, not corrected by reports; guessed once, when it is first asked for."""
+    body = exchange.request.body
+    if body is None:
+        return 0
+    if exchange.prompt_tokens is None:
+        exchange.prompt_tokens = prompt_tokens(body.raw)
+    return exchange.prompt_tokens
 
 
 def _without_embedded(raw: bytes, start: int) -> tuple[bytes, int]:

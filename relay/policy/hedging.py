@@ -5,7 +5,6 @@ How many may is a `ration` of the route's: at most `at_most` times its requests,
 
 from typing import Final
 
-from relay.config.tree import Hedge
 from relay.policy.latency import Latencies
 
 WINDOW_SECONDS: Final = 60
@@ -15,8 +14,6 @@ MIN_SAMPLES: Final = 20
 """Answers to prompts of a size before their 95th percentile is one."""
 
 
-def delay_of(hedge: Hedge, latencies: Latencies | None, prompt_bytes: int) -> float | None:
-    """Return after how many seconds without content a hedge is due; None while the p95 that was asked for is not known yet."""
-    if hedge.after is not None or latencies is None:
-        return hedge.after
-    return latencies.quantile(prompt_bytes, SHARE, at_least=MIN_SAMPLES)
+def delay_of(latencies: Latencies, prompt_tokens: int) -> float | None:
+    """Return after how many seconds without content a hedge is due, by the learned p95; None while that is not known yet."""
+    return latencies.quantile(prompt_tokens, SHARE, at_least=MIN_SAMPLES)

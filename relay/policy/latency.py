@@ -17,8 +17,8 @@ _EDGES: Final[tuple[float, ...]] = tuple([0.02 * 2.0 ** (number / 4) for number 
 """Upper edges of the bins in seconds, from 20 ms to eighteen minutes; what is longer counts in the last."""
 SIZES: Final = 16
 """Classes of prompt sizes."""
-_SMALLEST_BYTES_LOG2: Final = 10
-"""Prompts up to 1 KiB share a histogram, those above 16 MiB another; between, one per power of two."""
+_SMALLEST_LOG2: Final = 8
+"""Prompts up to 256 tokens share a histogram, those above four millions another; between, one per power of two."""
 
 
 class Histogram:
@@ -60,25 +60,25 @@ class Latencies:
     def __init__(self) -> None:
         self._by_size: list[Histogram | None] = [None] * SIZES
 
-    def observe(self, prompt_bytes: int, seconds: float) -> None:
+    def observe(self, prompt_tokens: int, seconds: float) -> None:
         """Take note of how long the first token took."""
-        size = size_of(prompt_bytes)
+        size = size_of(prompt_tokens)
         histogram = self._by_size[size]
         if histogram is None:
             histogram = self._by_size[size] = Histogram()
         histogram.observe(seconds)
 
-    def quantile(self, prompt_bytes: int, share: float, *, at_least: int) -> float | None:
+    def quantile(self, prompt_tokens: int, share: float, *, at_least: int) -> float | None:
         """Return an upper bound of a quantile for prompts of this size, None while fewer than `at_least` were seen.
 
         A size too rare to tell borrows from the nearest larger one, never from a smaller: a longer prompt takes longer.
         """
-        for histogram in self._by_size[size_of(prompt_bytes) :]:
+        for histogram in self._by_size[size_of(prompt_tokens) :]:
             if histogram is not None and histogram.total >= at_least:
                 return histogram.quantile(share)
         return None
 
 
-def size_of(prompt_bytes: int) -> int:
-    """Return which of the `SIZES` classes a prompt of `prompt_bytes` belongs to."""
-    return min(max((max(prompt_bytes, 1) - 1).bit_length() - _SMALLEST_BYTES_LOG2, 0), SIZES - 1)
+def size_of(prompt_tokens: int) -> int:
+    """Return which of the `SIZES` classes a prompt of `prompt_tokens` belongs to."""
+    return min(max((max(prompt_tokens, 1) - 1).bit_length() - _SMALLEST_LOG2, 0), SIZES - 1)

@@ -5,6 +5,7 @@ A worker is a new interpreter, not a fork of the supervisor: nothing of the supe
 
 import asyncio
 import contextlib
+import os
 import random
 import signal
 import socket
@@ -16,10 +17,13 @@ from typing import Any, Final, Protocol
 
 from relay.workers.channel import Channel
 from relay.workers.messages import Begin, Counted, Drain, LimitsChanged, Message, Ready
-from relay.workers.restarts import Restarts
+from relay.workers.restarts import GIVE_UP_DEATHS, GIVE_UP_SECONDS, Restarts
 
 START_SECONDS: Final = 30.0
 """Until a worker listens: a second on a small machine, many on one that is starting everything else as well."""
+HOPELESS: Final = (
+    f"this worker has died {GIVE_UP_DEATHS} times within {GIVE_UP_SECONDS:.0f} s, or before it was ready: the relay drains and ends"
+)
 
 
 class Chief(Protocol):
@@ -45,6 +49,9 @@ class Chief(Protocol):
     def ended(self, child: "Child", reason: str) -> None:
         """Take leave of a worker's process: `reason` is exit, error or killed."""
 
+    def give_up(self) -> None:
+        """End the relay as a failure: a worker dies over and over."""
+
 
 class Child:
     """The place of one worker, and the process that fills it."""
@@ -52,6 +59,8 @@ class Child:
     def __init__(self, index: int, chief: Chief, log: Any) -> None:
         self.index = index
         self.is_ready = False
+        self.answers = False
+        """Whether the living process has come so far that it answers questions."""
         self.are_limits_degraded = False
         """Of the living process."""
         self.counted: list[bytes] | None = None
@@ -61,6 +70,8 @@ class Child:
         self._log = log
         self._process: asyncio.subprocess.Process | None = None
         self._restarts = Restarts()
+        self._is_replaced = False
+        """Whether the living process was told to end."""
         self._wake = asyncio.Event()
         """Something happened: it is ready, or it is gone, or everything stops."""
         self.was_ready = asyncio.Event()
@@ -72,20 +83,28 @@ class Child:
         return None if self._process is None else self._process.pid
 
     async def keep(self) -> None:
-        """Have a process run, until the chief stops and it has ended."""
+        """Have a process run, until the chief stops and it has ended; tell the chief when that is hopeless."""
         while not self._chief.is_stopping:
             began_at = monotonic()
             try:
-                reason, code = await self._live()
+                reason, code, was_ready = await self._live()
             except OSError as error:  # no memory, no process, no descriptor: the same wait as after a death
-                reason, code = "error", error.errno or -1
+                reason, code, was_ready = "error", error.errno or -1, False
             if self._chief.is_stopping:
                 break
-            wait = self._restarts.wait_seconds(monotonic() - began_at, random.random())  # noqa: S311  # spreads restarts, guards nothing
+            now = monotonic()
+            wait = self._restarts.wait_seconds(now - began_at, random.random())  # noqa: S311  # spreads restarts, guards nothing
+            is_unwanted = reason != "exit" and not self._is_replaced
+            if is_unwanted and self._restarts.is_hopeless(now, was_ready=was_ready):
+                self._log.error("worker_ended", worker=self.index, reason=reason, code=code)
+                self._log.error("gave_up", worker=self.index, message=HOPELESS)
+                self._chief.give_up()
+                break
             self._log.error("worker_ended", worker=self.index, reason=reason, code=code, restart_ms=round(wait * 1000))
             await self._sleep(wait)
 
-    async def _live(self) -> tuple[str, int]:
+    async def _live(self) -> tuple[str, int, bool]:
+        self._is_replaced = False
         ours, theirs = socket.socketpair()
         gone = asyncio.Event()
         try:
@@ -106,13 +125,15 @@ class Child:
         code = await self._process.wait()
         starting.cancel()
         await gone.wait()  # what it said last has arrived then
-        self.is_ready = self.are_limits_degraded = False
+        was_ready = self.answers
+        self.is_ready = self.answers = self.are_limits_degraded = False
         self.channel = self._process = None
         reason = "killed" if code < 0 else "error" if code else "exit"
         self._chief.ended(self, reason)
-        return reason, code
+        return reason, code, was_ready
 
     def _told(self, message: Message) -> None:
+        self.answers = self.answers or isinstance(message, Ready)
         match message:
             case Ready() if message.generation == self._chief.generation:
                 self.is_ready = True
@@ -150,6 +171,7 @@ class Child:
     def replace(self) -> None:
         """End the process politely; another one takes its place."""
         self.is_ready = False
+        self._is_replaced = True
         self._signal(signal.SIGTERM)
 
     def kill(self) -> None:
@@ -157,9 +179,10 @@ class Child:
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
-        if self._process is not None:
+        if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):  # it has ended in this moment
-                self._process.send_signal(number)
+                # Not `send_signal`: that looks after the process first, and what it died of is then lost to who waits for it.
+                os.kill(self._process.pid, number)
 
 
 def _command(index: int, descriptor: int) -> list[str]:

@@ -41,6 +41,9 @@ async def _main(config: Config, count: int, reload: Read | None, announce: Calla
         if not supervisor.is_stopping:
             announce(url)
         await supervisor.run()
+        if supervisor.has_given_up:
+            sys.stderr.write("relay: a worker died over and over; what it wrote, and the log's lines of its ends, stand above\n")
+            return 1
         return 0
     finally:
         await supervisor.close()

@@ -1,8 +1,8 @@
 """The supervisor: holds the address, keeps the workers running, speaks for all of them. It never touches a stream.
 
 Ready means that at least one worker listens: the others' share of the connections goes to it. A worker that dies is started
-again, after ever longer waits while it keeps dying, and never given up. A reload is read and checked once here, built by every
-worker, and put in force only when all could build it.
+again, after ever longer waits while it keeps dying; when that is hopeless the others drain and the relay ends as a failure. A reload
+is read and checked once here, built by every worker, and put in force only when all could build it.
 """
 
 import asyncio
@@ -77,6 +77,8 @@ class Supervisor:
         self._config = config
         self._bound = config
         self.generation = 0
+        self.has_given_up = False
+        """Whether it ends because a worker died over and over."""
         self._writer = LogWriter(sys.stderr.buffer, is_shared=True)
         self._log = make_logger(self._writer, is_terminal=sys.stderr.isatty())
         self._libraries = LibraryLog(self._log)
@@ -234,6 +236,11 @@ class Supervisor:
         if not child.was_ready.is_set():
             self._failed.set()
 
+    def give_up(self) -> None:
+        """Drain the workers that live, and end as a failure."""
+        self.has_given_up = True
+        self.stop()
+
     # Reload
 
     def reload(self) -> None:
@@ -341,7 +348,7 @@ class Supervisor:
 
     async def _collect_from(self, child: Child, *, forgets: bool) -> None:
         channel = child.channel
-        if channel is None:
+        if channel is None or not child.answers:  # one that starts has counted nothing, and would have everybody wait
             return
         try:
             answer = await channel.ask(Collect(forgets), ANSWER_SECONDS)

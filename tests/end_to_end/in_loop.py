@@ -43,6 +43,7 @@ class RelayInLoop(RelayProcess):
     async def stop(self, *, is_quiet: bool = True) -> None:
         """Check the accounts and close everything; without a traceback in the log, unless told otherwise."""
         metrics = self.metrics_now()
+        assert self._last_page is None or not metrics.sunk_since(self._last_page, may_go=True)
         assert sum(map(metrics.sum, ACCOUNTS)) == metrics.sum("relay_requests_started_total")
         await self.app.close()
         self._log_file.close()

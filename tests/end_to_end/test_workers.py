@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 
+from relay.workers.restarts import GIVE_UP_DEATHS
 from tests.conftest import RelayWith
 from tests.fakes.client import RawClient, Response
 from tests.fakes.events import DONE, chat_chunk, chat_stream, content, role
@@ -367,17 +368,39 @@ async def test_id_that_one_worker_saw_made_is_known_to_all_and_to_its_maker_only
         assert not upstream.requests
 
 
-async def test_worker_that_keeps_dying_is_started_ever_later_while_the_other_one_serves(
+async def test_worker_that_keeps_dying_is_started_ever_later_while_the_other_one_serves_until_that_is_hopeless(
     relay_with: RelayWith, upstream: ScriptedUpstream
 ) -> None:
+    """F40: the fifth death within a minute ends the relay as a failure, once the streams of the others are over."""
+    gate = asyncio.Event()
+    upstream.route("gated", gated(gate))
     upstream.answers(json_answer({"id": "x"}))
     relay = await crew(relay_with, upstream, 2)
-    for count in range(1, 3):
-        index = relay.logs("worker_ready", worker=0)[-1]
-        os.kill(index["pid"], signal.SIGKILL)
-        await relay.wait_log("worker_ended", count=count, within=WITHIN)
-        assert (await relay.get("/readyz")).json()["status"] == "degraded"
-        assert (await relay.post(CHAT, {"model": "a"})).status == 200
-        await relay.wait_log("worker_ready", count=count + 1, within=WITHIN, worker=0)
-    waits = [line["restart_ms"] for line in relay.logs("worker_ended")]
-    assert 50 <= waits[0] <= 100 <= waits[1] <= 200
+    async with AsyncExitStack() as stack:
+        clients = await open_streams(relay, stack, 12)
+        owners = [worker_of(relay, client) for client in clients]
+        pids = {line["worker"]: line["pid"] for line in relay.logs("worker_ready")}
+        kept = [client for client, owner in zip(clients, owners, strict=True) if owner == pids[1]]
+        assert kept
+        for count in range(1, GIVE_UP_DEATHS + 1):
+            os.kill(relay.logs("worker_ready", worker=0)[-1]["pid"], signal.SIGKILL)
+            await relay.wait_log("worker_ended", count=count, within=WITHIN)
+            if count == GIVE_UP_DEATHS:
+                break
+            assert (await relay.get("/readyz")).json()["status"] == "degraded"
+            assert (await relay.post(CHAT, {"model": "a"})).status == 200
+            await relay.wait_log("worker_ready", count=count + 1, within=WITHIN, worker=0)
+        (line,) = await relay.wait_log("gave_up", within=WITHIN)
+        assert line["worker"] == 0 and "drains and ends" in line["message"]
+        await refused(relay)
+        assert relay.is_alive, "streams of the other worker are not over"
+        gate.set()
+        for client in kept:
+            got = await client.read_response(within=WITHIN)
+            assert (got.body, got.end) == (WHOLE, "complete")
+    assert await relay.wait_exit() == 1
+    assert "a worker died over and over" in relay.stderr()
+    waits = [line.get("restart_ms") for line in relay.logs("worker_ended", worker=0)]
+    assert waits[-1] is None
+    assert all(50 * 2**n <= wait <= 100 * 2**n for n, wait in enumerate(waits[:-1]))
+    relay.kill()

@@ -26,7 +26,7 @@ from tests.fakes.upstream import ScriptedUpstream
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 15.0
 STOP_SECONDS = 15.0
-SETTLE_SECONDS = 2.0
+SETTLE_SECONDS = 10.0
 POLL_SECONDS = 0.02
 ACCOUNTS = (
     "relay_requests_total",
@@ -83,11 +83,12 @@ class Metrics:
         """Return the samples of a name that are not 0, for messages."""
         return {tuple(sorted(labels)): value for (found, labels), value in self._samples.items() if found == name and value}
 
-    def sunk_since(self, before: "Metrics") -> list[str]:
-        """Return the relay's own counters that are lower than in an earlier scrape, or gone."""
+    def sunk_since(self, before: "Metrics", *, may_go: bool = False) -> list[str]:
+        """Return the relay's own counters that are lower than in an earlier scrape, or gone (unless they `may_go`)."""
         ends = ("_total", "_bucket", "_count", "_sum")
         counters = {key: value for key, value in before._samples.items() if key[0].startswith("relay_") and key[0].endswith(ends)}
-        return [f"{key}: {value} -> {self._samples.get(key)}" for key, value in counters.items() if self._samples.get(key, -1.0) < value]
+        gone = float("inf") if may_go else -1.0
+        return [f"{key}: {value} -> {self._samples.get(key)}" for key, value in counters.items() if self._samples.get(key, gone) < value]
 
     def _matching(self, name: str, labels: Mapping[str, str]) -> Iterator[float]:
         wanted = frozenset(labels.items())
@@ -121,6 +122,8 @@ class RelayProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._lines: list[dict[str, Any]] = []
         self._log_offset = 0
+        self._last_page: Metrics | None = None
+        """What counters must not fall below: the page before, unless the file or the process is another one since."""
 
     @property
     def url(self) -> str:
@@ -149,6 +152,7 @@ class RelayProcess:
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Replace the configuration file (the listener stays); the relay reads it again when it is told to."""
+        self._last_page = None  # a name that was taken out may come back, from 0
         self.config = {**config, "server": {**config.get("server", {}), "listen": self.config["server"]["listen"]}}
         self.config_file.write_text(yaml.safe_dump(self.config, sort_keys=False))
 
@@ -198,10 +202,31 @@ class RelayProcess:
             return await client.exchange(target, value, headers)
 
     async def metrics(self) -> Metrics:
-        """Scrape /metrics."""
+        """Scrape /metrics, and check that no counter went back since it was last asked for."""
+        before = self._last_page
         response = await self.get("/metrics")
         assert response.status == 200, response.body[:500]
-        return Metrics.parse(response.body.decode())
+        return self._checked(response, before)
+
+    def _checked(self, response: Response, before: Metrics | None) -> Metrics:
+        """Read a page that was asked for when `before` was the last one."""
+        page = self._last_page = Metrics.parse(response.body.decode())
+        # Series of routes, upstreams and keys that are not configured any more are dropped.
+        sunk = [] if before is None else page.sunk_since(before, may_go=True)
+        assert not sunk, f"counters went back: {sunk[:20]}"
+        return page
+
+    async def _page(self) -> Response | None:
+        """Ask for the metrics where they are, None when nobody answers: it drains, it is gone, or it is full."""
+        own = (self.config.get("metrics") or {}).get("listen")
+        port = self.port if own is None else int(str(own).rpartition(":")[2])
+        try:
+            async with await RawClient.open(port) as client:
+                await client.request("GET", "/metrics", [("Connection", "close")])
+                response = await client.read_response(method="GET", within=SETTLE_SECONDS)
+        except (OSError, EOFError, TimeoutError):
+            return None
+        return response if response.status == 200 else None
 
     def stderr(self) -> str:
         """Return everything written to stderr so far."""
@@ -259,18 +284,17 @@ class RelayProcess:
         assert len(ids) == len(set(ids)), "a request was logged twice"
 
     async def assert_accounts(self) -> None:
-        """Check that every request that began is finished, counted under one outcome, or in flight; asked in a relay that still answers."""
+        """Check that every request that began is finished, counted under one outcome, or in flight, and that no counter went back.
+
+        It is asked in a relay that still answers.
+        """
         deadline = time.monotonic() + SETTLE_SECONDS
         while True:
-            try:
-                response = await self.get("/metrics", within=SETTLE_SECONDS)
-            except (OSError, EOFError, TimeoutError):
-                return  # it drains, it is gone, or it is full: nobody can ask
-            if response.status != 200:
-                return  # its metrics are elsewhere
-            metrics = Metrics.parse(response.body.decode())
-            if metrics.sum("relay_worker_exits_total"):
-                return  # what a killed worker had in flight is in no account
+            before = self._last_page
+            response = await self._page()
+            if response is None:
+                return
+            metrics = self._checked(response, before)
             started = metrics.sum("relay_requests_started_total")
             told = {name: metrics.sum(name) for name in ACCOUNTS}
             if sum(told.values()) == started:  # a page is put together in steps, between which requests begin and end

@@ -41,6 +41,17 @@ def test_metrics_are_asked_by_name_and_labels() -> None:
         metrics.value("relay_requests_total", outcome="complete")
 
 
+def test_counters_that_went_back_or_are_gone_are_seen() -> None:
+    before = Metrics.parse(EXPOSITION)
+    after = Metrics.parse(
+        EXPOSITION.replace('route="a",outcome="complete"} 2.0', 'route="a",outcome="complete"} 1.0').replace('"b"', '"c"')
+    )
+    assert len(after.sunk_since(before)) == 2
+    (sunk,) = after.sunk_since(before, may_go=True)
+    assert sunk.endswith("2.0 -> 1.0")
+    assert before.sunk_since(before) == []
+
+
 async def test_one_exchange_is_one_count_and_one_line(relay: RelayProcess, shared_upstream: ScriptedUpstream) -> None:
     shared_upstream.route("one", scripts.sse(events.chat_stream("Hello", usage=(3, 1))))
     before = await relay.metrics()

@@ -4,14 +4,14 @@ from relay.config.tree import Key
 from relay.exchange import ClientRequest, Headers, JsonBody, Operation
 
 
-def body(raw: bytes = b"{}", *, store: bool = False, background: bool = False) -> JsonBody:
+def body(raw: bytes = b"{}", *, store: bool = False, background: bool = False, stream: bool = False) -> JsonBody:
     return JsonBody(
         raw=raw,
         model="m",
         model_span=None,
         insert_at=1,
         is_empty=False,
-        stream=False,
+        stream=stream,
         include_usage=False,
         store=store,
         background=background,
@@ -39,6 +39,7 @@ def ask(
         received_at=received_at,
         client_ip="127.0.0.1",
         body=json,
+        is_stream=json is not None and json.stream,
         opaque_body=opaque,
         key=key,
     )

@@ -5,7 +5,6 @@ from hypothesis import strategies as st
 
 from relay.policy.deadlines import FLOOR_SECONDS, MIN_SAMPLES, LearnedDeadline
 
-TOKEN_BYTES = 4
 CONFIGURED = 120.0
 
 
@@ -50,12 +49,12 @@ def test_no_valid_100k_token_prompt_is_cut_while_stalled_1k_prompts_leave_early(
     for _ in range(600):
         tokens = int(10 ** chance.uniform(2, 5.1))
         seconds = takes(tokens)
-        limit = deadline.seconds(tokens * TOKEN_BYTES, CONFIGURED, is_last=False)
+        limit = deadline.seconds(tokens, CONFIGURED, is_last=False)
         assert seconds <= limit, f"cut a valid prompt of {tokens} tokens"
-        deadline.answered(tokens * TOKEN_BYTES, seconds)
+        deadline.answered(tokens, seconds)
     for _ in range(50):
-        assert takes(100_000) <= deadline.seconds(100_000 * TOKEN_BYTES, CONFIGURED, is_last=False)
-    stalled = deadline.seconds(1000 * TOKEN_BYTES, CONFIGURED, is_last=False)
+        assert takes(100_000) <= deadline.seconds(100_000, CONFIGURED, is_last=False)
+    stalled = deadline.seconds(1000, CONFIGURED, is_last=False)
     assert stalled <= max(FLOOR_SECONDS, 4 * 1.2 * spread * (base + per_thousand_tokens * 2.1)) < 0.2 * CONFIGURED
 
 

@@ -3,23 +3,18 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.config.tree import Hedge
 from relay.policy.deadlines import LearnedDeadline
 from relay.policy.hedging import MIN_SAMPLES, WINDOW_SECONDS, delay_of
 from relay.policy.latency import Latencies
 from relay.policy.ration import Ration
 
 
-def test_a_fixed_time_needs_no_learning() -> None:
-    assert delay_of(Hedge(after=0.8), None, 1000) == 0.8
-
-
 def test_p95_is_waited_for_and_only_once_it_is_known() -> None:
     latencies = Latencies()
     for number in range(MIN_SAMPLES):
-        assert delay_of(Hedge(), latencies, 1000) is None
+        assert delay_of(latencies, 1000) is None
         latencies.observe(1000, 5.0 if number == 0 else 0.5)
-    delay = delay_of(Hedge(), latencies, 1000)
+    delay = delay_of(latencies, 1000)
     assert delay is not None and 0.5 <= delay <= 0.6
 
 
@@ -74,12 +69,12 @@ def test_the_wait_for_a_backup_stays_at_the_true_p95_although_the_slowest_are_ne
     true = sorted(chance.lognormvariate(0.0, 0.5) for _ in range(20_000))[19_000]
     hedged = 0
     for _ in range(20_000):
-        takes, wait = chance.lognormvariate(0.0, 0.5), delay_of(Hedge(), lesson.latencies, 1000)
+        takes, wait = chance.lognormvariate(0.0, 0.5), delay_of(lesson.latencies, 1000)
         if wait is not None and takes > wait + 0.1:
             hedged += 1
             lesson.beaten(1000, wait + 0.1)
         else:
             lesson.answered(1000, takes)
-    wait = delay_of(Hedge(), lesson.latencies, 1000)
+    wait = delay_of(lesson.latencies, 1000)
     assert wait is not None and 0.85 * true <= wait <= 1.3 * true
     assert hedged < 0.06 * 20_000

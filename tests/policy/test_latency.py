@@ -50,11 +50,11 @@ def test_what_is_longer_than_the_last_bin_counts_in_it() -> None:
 
 
 @given(st.integers(0, 2**40))
-def test_sizes_are_powers_of_two_in_a_closed_range(prompt_bytes: int) -> None:
-    size = size_of(prompt_bytes)
+def test_sizes_are_powers_of_two_in_a_closed_range(prompt_tokens: int) -> None:
+    size = size_of(prompt_tokens)
     assert 0 <= size < SIZES
-    assert size_of(prompt_bytes + 1) >= size
-    assert size_of(2 * max(prompt_bytes, 1024)) == min(size + 1, SIZES - 1)
+    assert size_of(prompt_tokens + 1) >= size
+    assert size_of(2 * max(prompt_tokens, 256)) == min(size + 1, SIZES - 1)
 
 
 def test_a_rare_size_borrows_from_a_larger_one_never_from_a_smaller() -> None:
