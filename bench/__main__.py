@@ -24,7 +24,7 @@ from bench.proxies import Proxy
 from bench.scenarios import SCENARIOS, Bench, repeat, runs_for, upstream_of
 
 _ALIASES = {"aiohttp": "conventional"}
-_PACED = {"stream-sparse": 4000.0, "stream-tls": 4000.0, "stream-dense": 15000.0, "workers": 4000.0}
+_PACED = {"stream-sparse": 4000.0, "stream-tls": 4000.0, "stream-dense": 15000.0, "workers": 4000.0, "everything": 4000.0}
 """Events per second that the timetables of these runs ask for."""
 _ROUNDS = 3
 _QUICK_HASTE = 0.3
@@ -55,9 +55,10 @@ def _machine(cores: Cores) -> str:
 
 
 def _all_proxies(given: argparse.Namespace) -> list[str]:
-    """Add what no person compares: the relay with two workers where it is asked for, and no proxy at all."""
-    with_workers = "workers" in given.only and "relay" in given.proxies
-    return [*given.proxies, *(["workers"] if with_workers else []), "direct"]
+    """Add what no person compares: other relays, where a run of theirs is asked for, and no proxy at all."""
+    taking_part = frozenset().union(*(run.only for run in runs_for(given.only))) - set(given.proxies)
+    others = [name for name in proxies.NAMES if name in taking_part] if "relay" in given.proxies else []
+    return [*given.proxies, *others, "direct"]
 
 
 async def _start_all(names: list[str], bench: Bench) -> tuple[dict[str, Proxy], dict[str, str]]:
@@ -112,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
         print("\n" + "\n".join(f"- {note}" for note in notes))
     print(f"\n{limits.report()}")
     if given.json is not None:
-        names = [name for name in proxies.NAMES if name not in ("direct", "workers")]
+        names = proxies.COMPARED
         figures = [
             {"scenario": figure.scenario, "figure": figure.label, "unit": figure.unit, **table.values(figure, readings, names)}
             for figure in table.FIGURES

@@ -50,7 +50,7 @@ class Run:
             return proxy in self.only
         if self.routes is not None:
             return proxy == "relay"
-        return proxy not in ("workers", proxies.TWICE) and (proxy != "direct" or self.with_direct)
+        return proxy in proxies.COMPARED or (proxy == "direct" and self.with_direct)
 
 
 _BRIEF = Script(events=5, interval_us=2_000)
@@ -138,6 +138,14 @@ RUNS = {
             warm_seconds=STALL_SECONDS,
             window_seconds=6.0,
             routes={"main-*": [f"plain/{STALL_PREFIX}*", "plain/*"]},
+        ),
+        Run(
+            name="everything",
+            pattern="hold",
+            connections=40,
+            model=_SPARSE.name(),
+            window_seconds=3.0,
+            only=frozenset({"full", "bare"}),
         ),
     )
 }

@@ -95,19 +95,19 @@ def _memory(field: str, unit_bytes: int) -> Value:
     return value
 
 
-def _times_one(workers: str) -> Value:
-    """Return the CPU per event of `workers` as a multiple of one process's: the median of the rounds' own ratios."""
-    cost = _cpu_us_per("workers", "events")
+def _times(run: str, above: str, below: str) -> Value:
+    """Return the CPU per event of one kind of relay as a multiple of another's: the median of the rounds' own ratios."""
+    cost = _cpu_us_per(run, "events")
 
     def value(readings: Readings, proxy: str) -> float | None:
         if proxy != "relay":
             return None
         found = []
-        for one, two in zip(_sound(readings, "workers", "relay"), _sound(readings, "workers", workers), strict=False):
-            pair: Readings = {"workers": {"relay": [one], workers: [two]}}
-            alone, together = cost(pair, "relay"), cost(pair, workers)
-            if alone and together is not None:
-                found.append(together / alone)
+        for more, less in zip(_sound(readings, run, above), _sound(readings, run, below), strict=False):
+            pair: Readings = {run: {above: [more], below: [less]}}
+            much, little = cost(pair, above), cost(pair, below)
+            if little and much is not None:
+                found.append(much / little)
         return median(found) if found else None
 
     return value
@@ -180,7 +180,7 @@ FIGURES = (
         scenario="workers",
         label="CPU per event, two workers to one, each with that one's load",
         unit="x",
-        value=_times_one(TWICE),
+        value=_times("workers", TWICE, "relay"),
         reach=1.05,
         aim=1.0,
     ),
@@ -188,8 +188,16 @@ FIGURES = (
         scenario="workers",
         label="CPU per event, two workers to one, the same load in all",
         unit="x",
-        value=_times_one("workers"),
+        value=_times("workers", "workers", "relay"),
         reach=None,
+    ),
+    Figure(
+        scenario="everything",
+        label="CPU per event, everything on to all off that can be",
+        unit="x",
+        value=_times("everything", "full", "bare"),
+        reach=1.1,
+        aim=1.0,
     ),
     Figure(
         scenario="fallback",

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from bench import __main__ as command
-from bench import limits, load, script, table, upstream
-from bench.proxies import TWICE
+from bench import limits, load, proxies, script, table, upstream
+from bench.proxies import TWICE, Upstream
 from bench.scenarios import SCENARIOS, runs_for
+from relay.config import load as read_config
+from tests.fakes.certificates import Authority
 from tests.servers import find_program
 
 _QUANTILES = {"count": 100, "p50_ms": 0.5, "p90_ms": 0.8, "p99_ms": 1.0}
@@ -80,6 +82,21 @@ def test_only_the_run_of_workers_has_them() -> None:
     runs = runs_for(list(SCENARIOS))
     assert all([run.name for run in runs if run.is_for(name)] == ["workers"] for name in ("workers", TWICE))
     assert not any(run.is_for("nginx") for run in runs if run.name == "workers")
+    assert [run.name for run in runs if run.is_for("full") or run.is_for("bare")] == ["everything"]
+
+
+def test_everything_on_is_compared_with_everything_off() -> None:
+    full, bare = [_reading(cpu_seconds=cost) for cost in (0.044, 0.05, 0.044)], [_reading(cpu_seconds=cost) for cost in (0.04, 0.05, 0.04)]
+    row = _row(table.render({"everything": {"full": full, "bare": bare}}, ["everything"]), "everything on")
+    assert (row[3], row[7]) == ("1.10 x", "reached")
+
+
+@pytest.mark.parametrize("name", ["relay", "workers", "full", "bare"])
+def test_every_relay_of_the_bench_has_a_configuration_that_can_be_read(name: str, tmp_path: Path, authority: Authority) -> None:
+    recipe = proxies.recipe_of(name, tmp_path, Upstream(plain_port=1, secure_port=2, ca_file=str(authority.file)))
+    assert recipe is not None
+    config = read_config(recipe.argv[-1], {})
+    assert config.asks_for_key is (name != "bare")
 
 
 def test_without_the_relay_nothing_is_judged() -> None:

@@ -69,7 +69,7 @@ BAD: Final = frozenset(
 """Outcomes that count against the service level; the rest of the set counts for neither side."""
 
 
-class State(Enum):
+class State(StrEnum):
     """Where an exchange is: the client has nothing yet until COMMITTED."""
 
     RECEIVED = "received"
