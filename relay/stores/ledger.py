@@ -93,6 +93,10 @@ class Ledger:
         self.reserved += grant.demand.tokens
         self.held += grant.demand.tokens
 
+    def has(self, scope: Scope) -> bool:
+        """Tell whether anything was ever counted here of the limits of `scope`, by this process."""
+        return scope.name in self._accounts
+
     def use(self, scope: Scope) -> Use:
         """Return what was used here of the limits of `scope`. Raises Overloaded as `admit` does."""
         budget = scope.limits.budget
