@@ -221,7 +221,7 @@ def _rules(route: Route, name: str | None, repeatable: bool | None) -> Iterator[
         yield f"at most {MAX_ATTEMPTS} attempts that send anything, and {MAX_TRIES} targets looked at"
     if route.retries and repeatable is not False:
         times = "once" if route.retries == 1 else "twice"
-        yield f"the same target again, at most {times}, where no other was there to be tried and it asks for a wait of {CAP_SECONDS:g} s at most"
+        yield f"the same target again, at most {times}, where no other was there to be tried, if the wait is {CAP_SECONDS:g} s at most"
     if route.hedge is not None:
         wait = "the learned p95 of its first token" if route.hedge.after is None else _duration(route.hedge.after)
         yield f"a backup attempt on another target after {wait}, for at most {route.hedge.at_most * 100:g}% of requests"
