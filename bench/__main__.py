@@ -12,6 +12,7 @@ import platform
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from bench.proxies import Proxy
 from bench.scenarios import SCENARIOS, Bench, repeat, runs_for, upstream_of
 
 _ALIASES = {"aiohttp": "conventional"}
-_PACED = {"stream-sparse": 4000.0, "stream-tls": 4000.0, "stream-dense": 15000.0, "workers": 4000.0}
+_PACED = {"stream-sparse": 4000.0, "stream-tls": 4000.0, "stream-dense": 15000.0, "workers": 4000.0, "everything": 4000.0}
 """Events per second that the timetables of these runs ask for."""
 _ROUNDS = 3
 _QUICK_HASTE = 0.3
@@ -54,9 +55,10 @@ def _machine(cores: Cores) -> str:
 
 
 def _all_proxies(given: argparse.Namespace) -> list[str]:
-    """Add what no person compares: the relay with two workers where it is asked for, and no proxy at all."""
-    with_workers = "workers" in given.only and "relay" in given.proxies
-    return [*given.proxies, *(["workers"] if with_workers else []), "direct"]
+    """Add what no person compares: other relays, where a run of theirs is asked for, and no proxy at all."""
+    taking_part = frozenset().union(*(run.only for run in runs_for(given.only))) - set(given.proxies)
+    others = [name for name in proxies.NAMES if name in taking_part] if "relay" in given.proxies else []
+    return [*given.proxies, *others, "direct"]
 
 
 async def _start_all(names: list[str], bench: Bench) -> tuple[dict[str, Proxy], dict[str, str]]:
@@ -68,6 +70,8 @@ async def _start_all(names: list[str], bench: Bench) -> tuple[dict[str, Proxy], 
             absent[name] = proxy
         else:
             running[name] = proxy
+    if "workers" in running:
+        running[proxies.TWICE] = replace(running["workers"], load=proxies.WORKERS)
     return running, absent
 
 
@@ -88,7 +92,9 @@ async def _measure(given: argparse.Namespace, cores: Cores, folder: Path) -> tup
 
 def _notes(readings: table.Readings, absent: dict[str, str]) -> list[str]:
     missing = [f"{name} not compared: {why}" for name, why in absent.items()]
-    return missing + table.doubts(readings, _PACED) + table.core_speed(readings) + table.company(readings)
+    return (
+        missing + table.doubts(readings, _PACED) + table.events_per_wake_up(readings) + table.core_speed(readings) + table.company(readings)
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -107,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
         print("\n" + "\n".join(f"- {note}" for note in notes))
     print(f"\n{limits.report()}")
     if given.json is not None:
-        names = [name for name in proxies.NAMES if name not in ("direct", "workers")]
+        names = proxies.COMPARED
         figures = [
             {"scenario": figure.scenario, "figure": figure.label, "unit": figure.unit, **table.values(figure, readings, names)}
             for figure in table.FIGURES

@@ -86,6 +86,11 @@ def cpu_seconds(pid: int) -> float:
     return sum(map(_on_core_seconds, _tree(pid)))
 
 
+def wake_ups(pid: int) -> int:
+    """Return how often the main threads of a process and its living children, where event loops run, have gone to sleep so far."""
+    return sum(process.num_ctx_switches().voluntary for process in _tree(pid))
+
+
 def resident_bytes(pid: int) -> int:
     """Return the resident memory of a process and its living children."""
     return sum(process.memory_info().rss for process in _tree(pid))

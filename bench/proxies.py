@@ -16,11 +16,18 @@ from pathlib import Path
 
 from bench.process import Child, free_port
 
-NAMES = ("relay", "nginx", "conventional", "workers", "direct")
+COMPARED = ("relay", "nginx", "conventional")
+"""What people compare."""
+NAMES = (*COMPARED, "workers", "full", "bare", "direct")
+"""Those, the relay with two workers, with everything on, with everything off that can be, and no proxy at all."""
+WORKERS = 2
+TWICE = "workers-twice"
+"""The same relay with two workers under twice a run's load: each worker then has what the one process has alone."""
 KEY = "sk-bench-0123456789abcdef"
 _START_SECONDS = 15.0
 _LIMITS = {"rpm": 10_000_000, "concurrency": 100_000}
 """Kept, never reached. What limits of tokens cost on top stands in the table of `bench.limits`."""
+_ALL_LIMITS = {**_LIMITS, "tpm": 1_000_000_000, "budget": "1000000M tokens/day"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +47,8 @@ class Proxy:
     child: Child | None
     plain_port: int
     secure_port: int
+    load: int = 1
+    """How many times a run's connections it gets in its turn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +77,7 @@ def _relay(folder: Path, upstream: Upstream, workers: int = 1) -> Recipe:
 
 
 def _workers(folder: Path, upstream: Upstream) -> Recipe:
-    return _relay(folder, upstream, workers=2)
+    return _relay(folder, upstream, workers=WORKERS)
 
 
 def relay_with(folder: Path, upstream: Upstream, routes: dict[str, object]) -> Recipe:
@@ -77,6 +86,45 @@ def relay_with(folder: Path, upstream: Upstream, routes: dict[str, object]) -> R
     path = folder / "relay.yaml"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "routes": {**config["routes"], **routes}}, indent=2))
+    return recipe
+
+
+def _full(folder: Path, upstream: Upstream) -> Recipe:
+    """The relay with everything on that may stand in a stream's way, and every record kept."""
+    recipe = _relay(folder, upstream)
+    path = folder / "relay.yaml"
+    config = json.loads(path.read_text())
+    plain = config["upstreams"]["plain"]
+    (folder / "state").mkdir()
+    every = {
+        "balance": ["plain/*", "spare/*"],
+        "usage": "always",
+        "affinity": "prefix",
+        "timeouts": {"first_token": "auto"},
+        "hedge": {"after": "30s", "at_most": "5%"},
+        "heartbeat": {"after": "15s", "every": "15s"},
+        "on_disconnect": {"drain": "5s"},
+    }
+    more = {
+        "upstreams": {**config["upstreams"], "spare": {**plain, "limits": {"concurrency": 10_000}}},
+        "routes": {"*": every},
+        "keys": {"bench": {"key": KEY, "limits": _ALL_LIMITS}},
+        "prices": {f"{name}/*": {"input": 1, "output": 1} for name in ("plain", "spare")},
+        "usage": {"store": str(folder / "usage.db")},
+        "state_dir": str(folder / "state"),
+        "tracing": {"otlp": f"http://127.0.0.1:{upstream.plain_port}"},
+    }
+    path.write_text(json.dumps({**config, **more}, indent=2))
+    return recipe
+
+
+def _bare(folder: Path, upstream: Upstream) -> Recipe:
+    """The relay with everything off that can be: without keys and so without limits; metrics, log and observer cannot be."""
+    recipe = _relay(folder, upstream)
+    path = folder / "relay.yaml"
+    config = json.loads(path.read_text())
+    del config["keys"]
+    path.write_text(json.dumps(config, indent=2))
     return recipe
 
 
@@ -141,6 +189,8 @@ _RECIPES: dict[str, Callable[[Path, Upstream], Recipe | None]] = {
     "nginx": _nginx,
     "conventional": _conventional,
     "workers": _workers,
+    "full": _full,
+    "bare": _bare,
 }
 
 
@@ -170,12 +220,17 @@ async def _all_ready(port: int) -> None:
             await asyncio.sleep(0.05)
 
 
+def recipe_of(name: str, folder: Path, upstream: Upstream) -> Recipe | None:
+    """Return how a proxy is started, its files written into the folder; None when it is not installed."""
+    return _RECIPES[name](folder, upstream)
+
+
 async def start(name: str, folder: Path, upstream: Upstream, cores: frozenset[int] | None) -> Proxy | str:
     """Start one proxy in a folder of its own; returns why not, in words, when it cannot be compared here."""
     if name == "direct":
         return Proxy(name=name, child=None, plain_port=upstream.plain_port, secure_port=upstream.secure_port)
     folder.mkdir(parents=True, exist_ok=True)
-    recipe = _RECIPES[name](folder, upstream)
+    recipe = recipe_of(name, folder, upstream)
     return "not installed" if recipe is None else await start_recipe(name, recipe, folder, cores)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from bench import clocks, proxies, scrapes
 from bench.load import quantiles
-from bench.measure import Cores, cpu_seconds, machine_busy_seconds, probe_core, resident_bytes
+from bench.measure import Cores, cpu_seconds, machine_busy_seconds, probe_core, resident_bytes, wake_ups
 from bench.process import Child
 from bench.proxies import Proxy, Upstream
 from bench.script import IDLE_EVENTS, JSON_MODEL, LOSERS_FILE, REFUSE_PREFIX, STALL_PREFIX, STALL_SECONDS, Script
@@ -50,7 +50,7 @@ class Run:
             return proxy in self.only
         if self.routes is not None:
             return proxy == "relay"
-        return proxy != "workers" and (proxy != "direct" or self.with_direct)
+        return proxy in proxies.COMPARED or (proxy == "direct" and self.with_direct)
 
 
 _BRIEF = Script(events=5, interval_us=2_000)
@@ -100,7 +100,14 @@ RUNS = {
         ),
         Run(name="telemetry", pattern="script", connections=0, model="", routes={}),
         Run(name="clocks", pattern="script", connections=0, model="clock", routes={"*": "plain/*"}),
-        Run(name="workers", pattern="hold", connections=40, model=_SPARSE.name(), only=frozenset({"relay", "workers"})),
+        Run(
+            name="workers",
+            pattern="hold",
+            connections=40,
+            model=_SPARSE.name(),
+            window_seconds=2.5,
+            only=frozenset({"relay", "workers", proxies.TWICE}),
+        ),
         Run(name="body-1mib", pattern="closed", connections=2, model=JSON_MODEL, body_bytes=2**20, window_seconds=2.5),
         Run(
             name="fallback",
@@ -131,6 +138,14 @@ RUNS = {
             warm_seconds=STALL_SECONDS,
             window_seconds=6.0,
             routes={"main-*": [f"plain/{STALL_PREFIX}*", "plain/*"]},
+        ),
+        Run(
+            name="everything",
+            pattern="hold",
+            connections=40,
+            model=_SPARSE.name(),
+            window_seconds=3.0,
+            only=frozenset({"full", "bare"}),
         ),
     )
 }
@@ -183,7 +198,7 @@ async def _load(bench: Bench, run: Run, proxy: Proxy, seed: int) -> AsyncIterato
         "key": proxies.KEY,
         "model": run.model,
         "pattern": run.pattern,
-        "connections": run.connections,
+        "connections": run.connections * proxy.load,
         "rate": run.rate,
         "body_bytes": run.body_bytes,
         "is_numbered": run.routes is not None,
@@ -211,13 +226,13 @@ async def take_turn(bench: Bench, run: Run, proxy: Proxy, number: int) -> Readin
         probes = [probe_core(bench.cores.proxy)]
         await asyncio.sleep(0.05)  # what queued up behind the probe must not stand among the samples
         before = await _ask(load, "reset")
-        cpu = _cpu(proxy)
+        cpu, wakes = _spent(proxy)
         upstream_cpu = cpu_seconds(bench.upstream_pid)
         everybody = machine_busy_seconds()
         clock = asyncio.get_running_loop().time()
         await asyncio.sleep(run.window_seconds * bench.haste)
         after = await _ask(load, "mark")
-        cpu = _cpu(proxy) - cpu
+        cpu, wakes = (end - start for end, start in zip(_spent(proxy), (cpu, wakes), strict=True))
         seconds = asyncio.get_running_loop().time() - clock
         upstream_cpu = cpu_seconds(bench.upstream_pid) - upstream_cpu
         everybody = machine_busy_seconds() - everybody
@@ -228,6 +243,8 @@ async def take_turn(bench: Bench, run: Run, proxy: Proxy, number: int) -> Readin
         "probe_seconds": sum(probes) / len(probes),
         "seconds": seconds,
         "cpu_seconds": cpu,
+        "wake_ups": wakes,
+        "load": proxy.load,
         "busy_share": cpu / seconds,
         "load_share": load_cpu / seconds,
         "others_share": max(0.0, everybody - cpu - load_cpu) / seconds,
@@ -242,8 +259,8 @@ async def take_turn(bench: Bench, run: Run, proxy: Proxy, number: int) -> Readin
     }
 
 
-def _cpu(proxy: Proxy) -> float:
-    return 0.0 if proxy.child is None else cpu_seconds(proxy.child.pid)
+def _spent(proxy: Proxy) -> tuple[float, int]:
+    return (0.0, 0) if proxy.child is None else (cpu_seconds(proxy.child.pid), wake_ups(proxy.child.pid))
 
 
 async def weigh(bench: Bench, run: Run, named: Proxy, number: int) -> Reading:

@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 
 from bench import __main__ as command
-from bench import limits, load, script, table, upstream
+from bench import limits, load, proxies, script, table, upstream
+from bench.proxies import TWICE, Upstream
 from bench.scenarios import SCENARIOS, runs_for
+from relay.config import load as read_config
+from tests.fakes.certificates import Authority
 from tests.servers import find_program
 
 _QUANTILES = {"count": 100, "p50_ms": 0.5, "p90_ms": 0.8, "p99_ms": 1.0}
@@ -57,14 +60,43 @@ def test_without_nginx_a_ratio_is_not_compared() -> None:
 
 def test_workers_are_compared_round_by_round() -> None:
     one, two = [_reading(cpu_seconds=cost) for cost in (0.04, 0.08, 0.04)], [_reading(cpu_seconds=cost) for cost in (0.041, 0.082, 0.06)]
-    row = _row(table.render({"workers": {"relay": one, "workers": two}}, ["workers"]), "two workers")
+    row = _row(table.render({"workers": {"relay": one, TWICE: two}}, ["workers"]), "with that one's load")
     assert (row[3], row[7]) == ("1.02 x", "reached")
+
+
+def test_workers_that_share_one_processs_load_are_told_and_not_judged() -> None:
+    text = table.render({"workers": {"relay": [_reading()], "workers": [_reading(cpu_seconds=0.06)]}}, ["workers"])
+    row, judged = _row(text, "the same load in all"), _row(text, "with that one's load")
+    assert (row[3], row[7]) == ("1.50 x", "told")
+    assert judged[7] == "not measured"
+
+
+def test_workers_are_told_with_the_events_that_a_wake_up_served() -> None:
+    readings = {"workers": {"relay": [_reading(wake_ups=1000)], "workers": [_reading(wake_ups=2000)], TWICE: [_reading()]}}
+    (line,) = table.events_per_wake_up(readings)
+    assert line.endswith("in one process 4.0, in two workers with its load between them 2.0")
+    assert table.events_per_wake_up({"json": {"relay": [_reading(wake_ups=1000)]}}) == []
 
 
 def test_only_the_run_of_workers_has_them() -> None:
     runs = runs_for(list(SCENARIOS))
-    assert [run.name for run in runs if run.is_for("workers")] == ["workers"]
+    assert all([run.name for run in runs if run.is_for(name)] == ["workers"] for name in ("workers", TWICE))
     assert not any(run.is_for("nginx") for run in runs if run.name == "workers")
+    assert [run.name for run in runs if run.is_for("full") or run.is_for("bare")] == ["everything"]
+
+
+def test_everything_on_is_compared_with_everything_off() -> None:
+    full, bare = [_reading(cpu_seconds=cost) for cost in (0.044, 0.05, 0.044)], [_reading(cpu_seconds=cost) for cost in (0.04, 0.05, 0.04)]
+    row = _row(table.render({"everything": {"full": full, "bare": bare}}, ["everything"]), "everything on")
+    assert (row[3], row[7]) == ("1.10 x", "reached")
+
+
+@pytest.mark.parametrize("name", ["relay", "workers", "full", "bare"])
+def test_every_relay_of_the_bench_has_a_configuration_that_can_be_read(name: str, tmp_path: Path, authority: Authority) -> None:
+    recipe = proxies.recipe_of(name, tmp_path, Upstream(plain_port=1, secure_port=2, ca_file=str(authority.file)))
+    assert recipe is not None
+    config = read_config(recipe.argv[-1], {})
+    assert config.asks_for_key is (name != "bare")
 
 
 def test_without_the_relay_nothing_is_judged() -> None:
@@ -116,6 +148,11 @@ def test_delays_and_tls_are_what_is_added() -> None:
 def test_a_load_that_fell_behind_is_told() -> None:
     readings = {"stream-dense": {"relay": [_reading(events=9000)]}}
     assert table.doubts(readings, {"stream-dense": 15000.0}) == ["stream-dense, relay: 9000 events/s of 15000 asked for"]
+
+
+def test_twice_the_load_has_to_keep_twice_the_pace() -> None:
+    readings = {"workers": {TWICE: [_reading(events=5000, load=2)]}}
+    assert table.doubts(readings, {"workers": 4000.0}) == [f"workers, {TWICE}: 5000 events/s of 8000 asked for"]
 
 
 def test_a_core_that_changed_its_speed_is_told_and_taken_out_of_the_ratio() -> None:

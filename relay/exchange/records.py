@@ -2,6 +2,7 @@
 
 Everything that travels between rooms is frozen, except `Exchange` and the `Attempt`s in it (mutated by `forward`
 alone) and `StreamMeter` (a few stores per event, by the observer of one attempt).
+Frozen records are msgspec structs: a frozen dataclass sets its fields one by one in Python, 6 us per request in all.
 Instants (`_at`) are seconds of the loop's monotonic clock.
 """
 
@@ -9,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from typing import Final
+
+import msgspec
 
 from relay.config.tree import Key, Route, Target, Upstream
 
@@ -66,7 +69,7 @@ BAD: Final = frozenset(
 """Outcomes that count against the service level; the rest of the set counts for neither side."""
 
 
-class State(Enum):
+class State(StrEnum):
     """Where an exchange is: the client has nothing yet until COMMITTED."""
 
     RECEIVED = "received"
@@ -111,8 +114,7 @@ class Framing(Enum):
     NONE = "none"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JsonBody:
+class JsonBody(msgspec.Struct, frozen=True, kw_only=True):
     """What the relay acts on in a strictly parsed request body. Spans are byte offsets into `raw`."""
 
     raw: bytes
@@ -137,8 +139,7 @@ class JsonBody:
     """How many answers it asks for: `n`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trace:
+class Trace(msgspec.Struct, frozen=True, kw_only=True):
     """The distributed trace that a request is part of (W3C Trace Context)."""
 
     id: str
@@ -151,8 +152,7 @@ class Trace:
     """The caller's `tracestate`, for the upstream."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClientRequest:
+class ClientRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One request of a client, head and (for the parsed endpoints) body."""
 
     id: str
@@ -181,8 +181,7 @@ class ClientRequest:
         return self.method == "HEAD"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpstreamRequest:
+class UpstreamRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What goes onto an upstream's connection: the whole head as bytes, and the body when it is at hand."""
 
     upstream: Upstream
@@ -197,8 +196,7 @@ class UpstreamRequest:
     """Whether the body is streamed from the client instead (then `body` is empty and the request is sent once)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResponseHead:
+class ResponseHead(msgspec.Struct, frozen=True, kw_only=True):
     """An upstream's response head. The reason phrase is dropped on purpose (A40)."""
 
     status: int
@@ -217,8 +215,7 @@ class ResponseHead:
         return self.content_type == b"text/event-stream"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens as the upstream reported them; `cached` is part of `input`, `reasoning` part of `output`."""
 
     input: int
@@ -235,8 +232,7 @@ class UsageSource(StrEnum):
     ESTIMATED = "estimated"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EventError:
+class EventError(msgspec.Struct, frozen=True, kw_only=True):
     """An error event of an upstream. `status` is what an HTTP status would have been."""
 
     status: int

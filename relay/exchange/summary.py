@@ -1,13 +1,12 @@
 """The frozen record of an ended exchange, observed once by metrics and log."""
 
-from dataclasses import dataclass
+import msgspec
 
 from relay.exchange.gaps import STALL_SECONDS, Gaps, Lateness, split_gaps
 from relay.exchange.records import Attempt, ClientRequest, Exchange, Operation, Outcome, StreamMeter, Usage, UsageSource
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Overhead:
+class Overhead(msgspec.Struct, frozen=True, kw_only=True):
     """The relay's own time, in seconds, without waits for upstream, queue and client; None where a phase was not reached."""
 
     request: float
@@ -23,8 +22,7 @@ class Overhead:
         return self.request + (self.event or 0.0)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """The frozen record of an ended exchange, observed once by metrics and log."""
 
     request: ClientRequest

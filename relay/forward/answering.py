@@ -4,7 +4,7 @@ from time import time
 
 from relay.config.tree import OnLimit
 from relay.errors import ErrorEvent, UpstreamError, UpstreamRefused, break_error, error_answer
-from relay.exchange import JSON_OPERATIONS, Attempt, ClientRequest, Exchange, Operation, Outcome, ResponseHead, StreamMeter
+from relay.exchange import JSON_OPERATIONS, Attempt, ClientRequest, Exchange, Framing, Operation, Outcome, ResponseHead, StreamMeter
 from relay.policy.backoff import retry_after
 from relay.policy.refusals import Blame
 from relay.policy.routing import Choice
@@ -26,7 +26,7 @@ def choose_relay(port: Port, exchange: Exchange, attempt: Attempt, budget: HoldB
     is_json = is_ok and request.operation in JSON_OPERATIONS
     if request.is_head or head.status in (204, 304) or not (is_json or not is_ok or head.content_type == b"application/json"):
         return OpaqueRelay(port, meter, is_open_proof=not head.is_event_stream)
-    is_close_delimited = head.framing.value == "close"
+    is_close_delimited = head.framing is Framing.CLOSE
     return WholeRelay(port, meter, budget, is_json=is_json, is_encoded=head.is_encoded, is_close_delimited=is_close_delimited)
 
 

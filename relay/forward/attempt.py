@@ -32,7 +32,7 @@ from relay.forward.tunnel import FromClient
 from relay.forward.waiting import drain, send
 from relay.policy.bounds import in_time, next_bound, time_left
 from relay.policy.routing import Choice
-from relay.stream import DONE_GRACE_SECONDS, HOLD_SECONDS, BodyEnd, BodyRelay, EventRelay, HoldBudget, OpaqueRelay, WholeRelay, broken
+from relay.stream import DONE_GRACE_SECONDS, HOLD_SECONDS, BodyEnd, BodyRelay, EventRelay, HoldBudget, OpaqueRelay, broken
 
 
 class Attempting:
@@ -193,8 +193,9 @@ class Attempting:
             self._sink.follow(None)
         if self._call is not None:
             self._call.close(self)
-        if isinstance(self.relay, WholeRelay):
-            self.relay.abandon()
+        if self.relay is not None:
+            self.relay.dispose()
+            self.relay = None
         if self.done.done() and not self.done.cancelled():
             # Seen, even when the client's leaving came before we could look: nobody else will ask.
             self.done.exception()

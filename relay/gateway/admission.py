@@ -9,6 +9,8 @@ from functools import lru_cache, partial
 from math import ceil
 from typing import Final
 
+import msgspec
+
 from relay.config.tree import Key, Limits, OnLimit, Price, Route
 from relay.errors import ClientError
 from relay.exchange import JSON_OPERATIONS, Attempt, ClientRequest, Exchange, Operation, Outcome, Usage, UsageSource
@@ -32,8 +34,7 @@ _NEVER: Final = "This request asks for more than the limit allows at all: shorte
 _UNPRICED: Final = "This key has a budget in US dollars, and the relay knows no price for a model that may answer this."
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Allowance:
+class Allowance(msgspec.Struct, frozen=True, kw_only=True):
     """The scopes of one key on one route."""
 
     key: Key | None

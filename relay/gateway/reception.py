@@ -1,9 +1,10 @@
 """The reception of a request: who calls, what is asked for, and what of the body has to be known before it goes anywhere."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from time import monotonic, time
 from typing import Protocol
+
+import msgspec
 
 from relay.config.tree import Config, Key
 from relay.dialects.openai import check_path, operation_of
@@ -126,7 +127,7 @@ class Reception:
     def unread(self, arrival: Arrival, key: Key | None, begun_at: float) -> Exchange:
         """Return the record of a request that was refused, or whose client left, before it was read."""
         request = self._request(arrival, operation_of(arrival.method, arrival.path), key)
-        return Exchange(request=replace(request, received_at=begun_at))
+        return Exchange(request=msgspec.structs.replace(request, received_at=begun_at))
 
     def authenticate(self, config: Config, arrival: Arrival) -> Key | None:
         """Find the caller's key. Raises ClientError: too_many_failures besides those of `find_key`."""

@@ -12,9 +12,6 @@ from relay.exchange import Headers
 
 BASE_SECONDS: Final = 0.1
 CAP_SECONDS: Final = 2.0
-MAX_WAIT_SECONDS: Final = 60.0
-"""A longer wait is not believed: limits recover within a minute, and official SDKs give up or sleep for hours on more."""
-
 _MAX_LENGTH: Final = 64
 _MAX_BODY: Final = 64 * 2**10
 _EPOCH_SECONDS: Final = 1e9
@@ -41,7 +38,7 @@ def backoff(retry: int, chance: float) -> float:
 
 
 def retry_after(headers: Headers, now_unix: float, body: bytes = b"") -> float | None:
-    """Return the seconds an upstream asks to be left alone, at most a minute; None when it does not say.
+    """Return the seconds an upstream asks to be left alone; None when it does not say.
 
     Read in this order: `retry-after-ms` (OpenAI, Azure), `retry-after` (seconds or a date, RFC 9110 10.2.3), the body's
     google.rpc.RetryInfo (Gemini), then the resets of the limits that are used up. Unreadable values count as absent.
@@ -58,14 +55,14 @@ def retry_after(headers: Headers, now_unix: float, body: bytes = b"") -> float |
             case other:
                 _note_limit(other, value, now_unix, resets, left)
     if milliseconds is not None:
-        return _capped(milliseconds / 1000)
+        return milliseconds / 1000
     if seconds is None and (found := _RETRY_DELAY.search(body[:_MAX_BODY])) is not None:
         seconds = float(found[1])
     if seconds is None:
         # A reset tells when a limit is whole again, also for limits that have plenty left: those are no reason to wait.
         used_up = [wait for kind, wait in resets.items() if not left.get(kind, False)]
         seconds = max(used_up, default=None)
-    return None if seconds is None else _capped(seconds)
+    return seconds
 
 
 def _note_limit(name: bytes, value: bytes, now_unix: float, resets: dict[bytes, float], left: dict[bytes, bool]) -> None:
@@ -113,7 +110,3 @@ def _instant(text: str) -> float | None:
 def _number(value: bytes) -> float | None:
     text = value.strip().decode("utf-8", "replace")
     return float(text) if _NUMBER.fullmatch(text) else None
-
-
-def _capped(seconds: float) -> float:
-    return min(seconds, MAX_WAIT_SECONDS)

@@ -6,9 +6,10 @@ begun that cannot fit, and a typed 504 goes out a little before. The headers onl
 """
 
 import re
-from dataclasses import dataclass
 from math import ceil, inf
 from typing import Final
+
+import msgspec
 
 from relay.exchange import ClientRequest
 
@@ -24,8 +25,7 @@ _NUMBER: Final = re.compile(rb"\d{1,9}(?:\.\d{1,9})?")
 _COUNT: Final = re.compile(rb"\d{1,4}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
+class Patience(msgspec.Struct, frozen=True, kw_only=True):
     """What the caller said of itself. Instants are the clock of `ClientRequest.received_at`."""
 
     deadline_at: float = inf

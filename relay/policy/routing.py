@@ -4,15 +4,15 @@ Only names in the configuration decide; nothing in a request can name a host (A2
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from relay.config.tree import FallbackCause, Key, Route, Target
 from relay.errors import ClientError
 from relay.policy.slots import AllSlots
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class Choice(msgspec.Struct, frozen=True, kw_only=True):
     """One target of a plan with the model's name there filled in."""
 
     target: Target

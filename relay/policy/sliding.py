@@ -112,8 +112,11 @@ class SlidingWindow:
         taken = min(amount, cells[at + 1])
         cells[at + 1] -= taken
         cells[_TOTAL] -= taken
-        if not cells[at + 1] and position == cells[_COUNT] - 1:
-            cells[_COUNT] -= 1
+        # What is empty and newest says nothing of when the window will be.
+        count = cells[_COUNT]
+        while count and not cells[self._at(count - 1) + 1]:
+            count -= 1
+        cells[_COUNT] = count
 
     def wait(self, need: int, now: int) -> int | None:
         """Return in how many milliseconds entries of `need` in all will have left; None when there is not so much."""

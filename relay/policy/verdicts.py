@@ -4,7 +4,7 @@ The one exhaustive table; nobody else looks at kinds of errors to choose what ha
 """
 
 from dataclasses import dataclass
-from typing import assert_never
+from typing import Final, assert_never
 
 from relay.config.tree import FallbackCause
 from relay.errors import (
@@ -23,6 +23,9 @@ from relay.errors import (
 from relay.exchange import AttemptResult
 from relay.policy.refusals import CONSEQUENCES, Blame, Fallback, Refusal, classify
 from relay.policy.routing import Choice
+
+MAX_REST_SECONDS: Final = 60.0
+"""A target is not left alone for longer because it asks to be: limits recover within a minute, and a mistaken hour would be an outage."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +115,7 @@ def _judge_refusal(refusal: Refusal, result: AttemptResult, choice: Choice, *, s
     consequence = CONSEQUENCES[refusal]
     blame, rest = consequence.blames, consequence.rest_seconds
     if refusal in (Refusal.THROTTLED, Refusal.SLOW_DOWN):
-        rest = max(rest, wait or 0.0)
+        rest = max(rest, min(wait or 0.0, MAX_REST_SECONDS))
     falls_back = _falls_back(refusal, consequence.falls_back, choice)
     if choice.target.upstream.is_passthrough and blame in (Blame.CREDENTIAL, Blame.ACCOUNT):
         # The caller's own credential: no reason for others to be kept away, and where it was refused that is the answer.

@@ -62,10 +62,17 @@ def has_lease(limits: Limits) -> bool:
     return limits.concurrency is not None or limits.budget is not None
 
 
+def held_of(entry: Entry) -> tuple[int, int]:
+    """Return the tokens and the cost that a request holds while it runs: what it reserved, and what has flowed beyond."""
+    demand = entry.demand
+    return demand.tokens + entry.sent, demand.cost + entry.sent * demand.answer_cost
+
+
 def _held(entry: Entry, limits: Limits) -> int:
     if limits.budget is None:
         return 0
-    return entry.demand.cost if limits.budget.is_money else entry.demand.tokens
+    tokens, cost = held_of(entry)
+    return cost if limits.budget.is_money else tokens
 
 
 def lines_of(entry: Entry, scope: Scope, now: int, *, is_renewal: bool) -> Iterator[bytes]:
@@ -127,6 +134,15 @@ def fits(limits: Limits, limit: Limit, demand: Demand) -> bool:
     if limit is Limit.BUDGET and limits.budget is not None:
         return (demand.cost if limits.budget.is_money else demand.tokens) <= limits.budget.amount
     return True
+
+
+def is_beyond(scopes: Sequence[Scope], sums: Sequence[int]) -> bool:
+    """Tell whether a limit of tokens or a budget is exceeded, of what each scope has used by the answer to a change."""
+    for scope, tokens, used in zip(scopes, sums[::2], sums[1::2], strict=True):
+        limits = scope.limits
+        if (limits.tpm is not None and tokens > limits.tpm) or (limits.budget is not None and used > limits.budget.amount):
+            return True
+    return False
 
 
 def shares_of(limits: Limits, use: Use) -> dict[Limit, float]:

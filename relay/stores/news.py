@@ -19,6 +19,8 @@ CHUNK: Final = 200
 """Entries in one call: some hundred microseconds of the server's time."""
 
 CHANGE: Final = Script(scripts.CHANGE)
+SUMS: Final = 2
+"""Numbers for each scope in the answer to a change: tokens of the minute, and what is used of the budget."""
 _TELL: Final = Script(scripts.TELL)
 _SPEND: Final = Script(scripts.SPEND)
 
@@ -91,7 +93,7 @@ class News:
                     await self._line.ask(_TELL, [key_of(scope.name)], [_lease(scope), *running_lines(change.entry, scope)])
                 change.was_sent = True
             keys, words = self.written(change.entry.demand.scopes)
-            await self._line.ask(CHANGE, keys, [change.text, *words], len(keys))
+            await self._line.ask(CHANGE, keys, [change.text, *words], SUMS * len(keys))
             self.lost.remove(change)
         for (name, kind, period), amount in self._spent.items():
             # The word at the front lets it be sent again.

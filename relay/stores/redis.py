@@ -20,10 +20,10 @@ from relay.policy.limits import Demand, Grant, Limit, Refusal, Scope, Standing
 from relay.policy.shares import KNOWN_MS, Use, share
 from relay.policy.sliding import WINDOW_MS
 from relay.stores import scripts
-from relay.stores.entries import LIMITS, Change, Entry, fits, lowered, shares_of, tighter
+from relay.stores.entries import LIMITS, Change, Entry, fits, held_of, is_beyond, lowered, shares_of, tighter
 from relay.stores.ledger import Ledger, monotonic_ms
 from relay.stores.line import Line, LineBroken, Script
-from relay.stores.news import CHANGE, LEASE_MS, News
+from relay.stores.news import CHANGE, LEASE_MS, SUMS, News
 
 RENEW_SECONDS: Final = 3.0
 """Two renewals may fail before a lease ends."""
@@ -265,11 +265,11 @@ class RedisLimiter:
         def counted(sums: Sequence[int] | None) -> None:
             entry.is_asking = False
             if sums is not None:
-                bounds = [(scope.limits.tpm, total) for scope, total in zip(entry.demand.scopes, sums, strict=True)]
-                entry.is_over = any(limit is not None and total > limit for limit, total in bounds)
+                entry.is_over = is_beyond(entry.demand.scopes, sums)
 
         keys, words = self._news.written(entry.demand.scopes)
-        self._line.call(CHANGE, keys, (b"%b -1 %b %d 0 0 0 0" % (entry.id, name, more), *words), len(keys), counted)
+        text = b"%b -1 %b %d 0 0 %d %d" % (entry.id, name, more, *held_of(entry))
+        self._line.call(CHANGE, keys, (text, *words), SUMS * len(keys), counted)
 
     def _undo(self, entry: Entry) -> None:
         entry.tokens, entry.is_request = 0, False
@@ -298,7 +298,7 @@ class RedisLimiter:
                 self._news.lost.append(change)
 
         keys, words = self._news.written(change.entry.demand.scopes)
-        self._line.call(CHANGE, keys, (change.text, *words), len(keys), confirmed)
+        self._line.call(CHANGE, keys, (change.text, *words), SUMS * len(keys), confirmed)
 
     # The connection
 

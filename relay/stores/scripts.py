@@ -47,8 +47,13 @@ end
 
 local function put_tokens(k, id, amount, stamp)
   local old = redis.call('HGET', k .. ':a', id)
-  if not old then redis.call('ZADD', k .. ':t', stamp, id) end
-  redis.call('HSET', k .. ':a', id, amount)
+  if amount == 0 then
+    redis.call('ZREM', k .. ':t', id)
+    redis.call('HDEL', k .. ':a', id)
+  else
+    if not old then redis.call('ZADD', k .. ':t', stamp, id) end
+    redis.call('HSET', k .. ':a', id, amount)
+  end
   redis.call('HINCRBY', k .. ':a', 'sum', amount - (old or 0))
   redis.call('PEXPIRE', k .. ':t', MINUTE)
   redis.call('PEXPIRE', k .. ':a', MINUTE)
@@ -60,6 +65,11 @@ local function hold(k, id, amount)
   if amount == 0 then redis.call('HDEL', k .. ':h', id) else redis.call('HSET', k .. ':h', id, string.format('%.0f', amount)) end
   redis.call('HINCRBY', k .. ':h', 'sum', string.format('%.0f', amount - (old or 0)))
   redis.call('PEXPIRE', k .. ':h', LONG)
+end
+
+local function used_of(k, kind)
+  local spent = tonumber(redis.call('GET', k .. ':b:' .. kind .. ':' .. period(kind))) or 0
+  return spent + (tonumber(redis.call('HGET', k .. ':h', 'sum')) or 0)
 end
 
 local function run(k, id, lease, held)
@@ -76,7 +86,8 @@ local function purge(k, kind)
     local amount = redis.call('HGET', k .. ':a', id)
     redis.call('ZREM', k .. ':t', id)
     redis.call('HDEL', k .. ':a', id)
-    if amount then redis.call('HINCRBY', k .. ':a', 'sum', -amount) end
+    -- Not `-amount`: Lua writes a negated 0 as -0, which is no integer to Redis.
+    if amount then redis.call('HINCRBY', k .. ':a', 'sum', 0 - amount) end
   end
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', k .. ':l', '-inf', now)) do
     local held = tonumber(redis.call('HGET', k .. ':h', id)) or 0
@@ -144,8 +155,7 @@ for i, k in ipairs(KEYS) do
     if slots >= concurrency then refuse(1000, i, 2) end
   end
   if kind > 0 then
-    used = (tonumber(redis.call('GET', k .. ':b:' .. kind .. ':' .. period(kind))) or 0)
-      + (tonumber(redis.call('HGET', k .. ':h', 'sum')) or 0)
+    used = used_of(k, kind)
     local asked = math.max(1, kind % 2 == 0 and cost or tokens)
     if asked > budget then
       refuse(NEVER, i, 3)
@@ -203,8 +213,9 @@ CHANGE: Final = (
     _COMMON
     + """
 -- ARGV: 'id kept name more is_over is_undone tokens cost', then for each key its limits as for admission.
--- `kept`: what its entry of tokens shall count (-1: as it does); `more` tokens under `name` beside it, now.
--- Answer: for each key the sum of its tokens.
+-- `kept`: what its entry of tokens shall count (-1: as it does); `more` tokens under `name` beside it, now;
+-- `tokens` and `cost`: what it has used, or, while it runs, what it holds of budgets.
+-- Answer: for each key the sum of its tokens, and what is used of its budget.
 local a = words(ARGV[1])
 local id, kept, name, more, is_over, is_undone, tokens, cost = unpack(a)
 local sums = {}
@@ -217,8 +228,8 @@ for i, k in ipairs(KEYS) do
     if kept >= 0 and redis.call('HEXISTS', k .. ':a', id) == 1 then put_tokens(k, id, kept, now) end
     if more > 0 then put_tokens(k, name, more, now) end
   end
+  local used = kind == 0 and 0 or kind % 2 == 0 and cost or tokens
   if is_over == 1 then
-    local used = kind == 0 and 0 or kind % 2 == 0 and cost or tokens
     if redis.call('ZREM', k .. ':l', id) == 1 then
       hold(k, id, 0)
       spend(k, kind, used)
@@ -229,8 +240,11 @@ for i, k in ipairs(KEYS) do
         redis.call('HDEL', k .. ':x', id)
       end
     end
+  elseif kind > 0 and redis.call('ZSCORE', k .. ':l', id) then
+    hold(k, id, used)
   end
-  sums[i] = redis.call('HGET', k .. ':a', 'sum') or '0'
+  local total = kind == 0 and 0 or used_of(k, kind)
+  sums[i] = (redis.call('HGET', k .. ':a', 'sum') or '0') .. string.format(' %.0f', total)
 end
 return table.concat(sums, ' ')
 """

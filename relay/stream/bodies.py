@@ -1,10 +1,12 @@
 """Bodies that are not events: held until they are whole, or passed at once."""
 
+from collections.abc import Callable
+
 import msgspec
 
 from relay.errors import Break, Malformation, MalformedResponse, StreamBroken, UpstreamError
 from relay.exchange import Outcome, StreamMeter
-from relay.stream.ends import HOLD_BODY_BYTES, PROOF_BYTES, BodyEnd, HoldBudget, Port, broken, cut_code, error_of
+from relay.stream.ends import HOLD_BODY_BYTES, PROOF_BYTES, BodyEnd, HoldBudget, Port, broken, cut_code, error_of, ignore
 from relay.wire.openai import read_answer
 
 
@@ -42,7 +44,7 @@ class WholeRelay:
         self._held_bytes = 0
         self._is_committed = False
         self._is_over = False
-        self.feed = self._feed_held
+        self.feed: Callable[[bytes, float], None] = self._feed_held
         port.hold()
 
     def _feed_held(self, data: bytes, now: float) -> None:
@@ -105,6 +107,11 @@ class WholeRelay:
         """Return what is held; the answer is not wanted any more."""
         self._is_over = True
         self._drop()
+
+    def dispose(self) -> None:
+        """Let go of everything: the attempt is over."""
+        self.abandon()
+        self.feed = ignore
 
     def finish(self, how: BodyEnd) -> None:
         """Tell how the upstream's bytes stopped; later calls do nothing."""
@@ -179,7 +186,7 @@ class OpaqueRelay:
         self._meter = meter
         self._is_open_proof = is_open_proof
         self._is_over = False
-        self.feed = self._pass
+        self.feed: Callable[[bytes, float], None] = self._pass
 
     def begin(self) -> None:
         """Send the head at once."""
@@ -193,6 +200,11 @@ class OpaqueRelay:
 
     def release(self) -> None:
         """Do nothing: nothing is ever held."""
+
+    def dispose(self) -> None:
+        """Let go of everything: the attempt is over."""
+        self._is_over = True
+        self.feed = ignore
 
     def finish(self, how: BodyEnd) -> None:
         """Tell how the upstream's bytes stopped; later calls do nothing."""

@@ -57,6 +57,14 @@ class Port(Protocol):
         """The answer is over. Unclean ends get no terminal chunk; `can_append` tells whether an error event may stand there."""
 
 
+def ignore(data: bytes, now: float) -> None:
+    """Take bytes that nobody waits for any more.
+
+    A relay that is over feeds this instead of a method of its own: a circle of the two would keep the whole exchange, bodies
+    included, until the collector looks, and no request's memory would be at hand for the next.
+    """
+
+
 class HoldBudget:
     """Bytes that all answers of the process may hold back together."""
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from relay.errors import LIMIT_REACHED, Break, Malformation, MalformedResponse, StreamBroken, UpstreamError
 from relay.exchange import MAX_KEPT, STALL_SECONDS, Operation, Outcome, StreamMeter
-from relay.stream.ends import COMMENT_BYTES, HOLD_EVENT_BYTES, BodyEnd, Port, broken, cut_code, error_of
+from relay.stream.ends import COMMENT_BYTES, HOLD_EVENT_BYTES, BodyEnd, Port, broken, cut_code, error_of, ignore
 from relay.stream.flow import Flow
 from relay.wire.openai import EventObserver, First
 
@@ -116,6 +116,11 @@ class EventRelay:
     def _pass_tail(self, data: bytes, now: float) -> None:
         self._meter.bytes_in += len(data)
         self._port.write(data)
+
+    def dispose(self) -> None:
+        """Let go of everything: the attempt is over."""
+        self._is_over = True
+        self.feed = self._stage = ignore
 
     def release(self) -> None:
         """Stop holding: the clock has run out."""

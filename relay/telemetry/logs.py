@@ -9,9 +9,9 @@ looks like a credential in the words of others is taken out.
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, MutableMapping
 from datetime import UTC, datetime
+from queue import SimpleQueue
 from typing import Any, BinaryIO, Final
 
 import msgspec
@@ -36,38 +36,35 @@ class LogWriter:
         self.dropped = 0
         self._is_shared = is_shared
         self._file = file
-        self._lines: deque[bytes] = deque()
-        self._is_closing = False
-        self._wake = threading.Event()
+        # Putting costs next to nothing, and wakes the thread only when it waits: an Event costs ten times as much.
+        self._lines: SimpleQueue[bytes | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="relay-log", daemon=True)
         self._thread.start()
 
     def put(self, line: str | bytes) -> None:
         """Queue one line, or count it as dropped."""
-        if len(self._lines) >= QUEUE_LINES:
+        if self._lines.qsize() >= QUEUE_LINES:
             self.dropped += 1
             return
-        self._lines.append(line if isinstance(line, bytes) else line.encode("utf-8", "backslashreplace"))
-        if not self._wake.is_set():
-            self._wake.set()
+        self._lines.put(line if isinstance(line, bytes) else line.encode("utf-8", "backslashreplace"))
 
     def close(self, seconds: float = 2.0) -> None:
         """Write what is queued, for at most `seconds`."""
-        self._is_closing = True
-        self._wake.set()
+        self._lines.put(None)
         self._thread.join(seconds)
 
     def _run(self) -> None:
-        while not self._is_closing or self._lines:
-            self._wake.wait()
-            if not self._is_closing:
+        is_last = False
+        while not is_last:
+            first = self._lines.get()
+            if first is not None:
                 time.sleep(BATCH_SECONDS)
-            self._wake.clear()
-            lines = [self._lines.popleft() for _ in range(len(self._lines))]
-            if not lines:
-                continue
+            taken = [first, *(self._lines.get() for _ in range(self._lines.qsize()))]
+            is_last = None in taken
+            lines = [line for line in taken if line is not None]
             for piece in _pieces(lines) if self._is_shared else (lines,):
-                self._write(piece)
+                if piece:
+                    self._write(piece)
 
     def _write(self, lines: list[bytes]) -> None:
         try:
@@ -233,7 +230,7 @@ def _request_fields(summary: Summary) -> dict[str, Any]:
         "event": "request",
         "request_id": request.id,
         "trace_id": _trace_id(request),
-        "operation": request.operation.value,
+        "operation": request.operation,
         "key": request.key.name if request.key is not None else None,
         "route": summary.route,
         "upstream": summary.upstream,
@@ -241,7 +238,7 @@ def _request_fields(summary: Summary) -> dict[str, Any]:
         "attempts": len(summary.attempts),
         "fallback_from": _fallback_from(summary.attempts),
         "status": summary.status,
-        "outcome": summary.outcome.value,
+        "outcome": summary.outcome,
         "error_code": summary.error_code,
         "phase": _phase(summary),
         "stream": summary.is_stream,
@@ -252,11 +249,11 @@ def _request_fields(summary: Summary) -> dict[str, Any]:
         "overhead_ms": None if summary.overhead is None else _ms(summary.overhead.seconds),
         "clocks_ms": _clocks(summary),
         "gaps_ms": None if gaps is None else {"upstream": _ms(gaps.upstream), "relay": _ms(gaps.relay), "client": _ms(gaps.client)},
-        "stalls": None if gaps is None else [blame.value for blame in gaps.stalls],
+        "stalls": None if gaps is None else gaps.stalls,
         "tokens_in": usage.input if usage is not None else None,
         "tokens_out": usage.output if usage is not None else None,
         "tokens_cached": usage.cached if usage is not None else None,
-        "tokens_source": summary.usage_source.value if summary.usage_source is not None else None,
+        "tokens_source": summary.usage_source,
         "cost_usd": summary.cost / 1e9 if summary.cost else None,
         "finish_reason": summary.finish_reason,
         "bytes_out": summary.bytes_out,

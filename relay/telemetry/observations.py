@@ -6,70 +6,112 @@ from typing import Final
 from relay.exchange import BAD, GOOD, Attempt, AttemptResult, Outcome, Summary
 from relay.telemetry import families as f
 from relay.telemetry.quotas import shares_left
-from relay.telemetry.registry import Registry
+from relay.telemetry.registry import OTHER, Number, Registry
 
 NO_ROUTE: Final = "_none"
 """The route label of exchanges that ended before one was found."""
 NO_KEY: Final = "_none"
 """The key label of callers without one, whom only a route's limits hold back."""
+MAX_KINDS: Final = 4_096
+"""Kinds of exchanges whose series are kept at hand."""
+
+
+class _Series:
+    """The series of one kind of exchange, looked up once: to look up each of them for every exchange takes 5 us."""
+
+    __slots__ = ("duration", "is_complete", "key", "key_requests", "requests", "route", "tokens", "upstream")
+
+    def __init__(self, registry: Registry, summary: Summary) -> None:
+        route = self.route = NO_ROUTE if summary.route is None else registry.fold("route", summary.route)
+        key = self.key = None if summary.request.key is None else registry.fold("key", summary.request.key.name)
+        self.upstream = registry.fold("upstream", summary.upstream or "") if summary.attempts else ""
+        operation, stream, outcome = summary.request.operation, flag(summary.is_stream), summary.outcome
+        self.requests = registry.number(f.REQUESTS, operation, route, stream, str(summary.status), outcome)
+        self.duration = registry.histogram(f.REQUEST_DURATION, operation, route, stream, _RESULTS[outcome])
+        self.key_requests = None if key is None else registry.number(f.KEY_REQUESTS, key, outcome)
+        self.tokens: dict[tuple[str, str], tuple[Number, Number | None]] = {}
+        """All tokens and the key's, by kind and source: made when there are some."""
+        self.is_complete = OTHER not in (route, key, self.upstream)
+        """Whether every name has a label of its own; where one has none, each exchange has to count as an overflow."""
+
+    def count(self, registry: Registry, kind: str, source: str, amount: int) -> None:
+        """Count tokens."""
+        found = self.tokens.get((kind, source))
+        if found is None:
+            of_key = None if self.key is None else registry.number(f.KEY_TOKENS, self.key, kind)
+            found = self.tokens[kind, source] = (registry.number(f.TOKENS, self.route, self.upstream, kind, source), of_key)
+        found[0].value += amount
+        if found[1] is not None:
+            found[1].value += amount
 
 
 class Observations:
     """Counts exchanges into a registry."""
 
-    __slots__ = ("_prepared", "_registry")
+    __slots__ = ("_overheads", "_prepared", "_registry", "_series")
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._prepared: set[tuple[str, str, str]] = set()
+        self._series: dict[tuple[object, ...], _Series] = {}
+        self._overheads = [registry.histogram(f.OVERHEAD, phase) for phase in ("request", "event", "finish")]
 
     def prepare(self, operation: str, route: str, stream: str) -> None:
         """Make the counters of every outcome that requests of this kind can have, so that rates see the first failure."""
         self._prepared.add((operation, route, stream))
         for outcome, code in _USUAL_CODE.items():
-            self._registry.number(f.REQUESTS, operation, route, stream, code, outcome.value)
+            self._registry.number(f.REQUESTS, operation, route, stream, code, outcome)
 
     def forget(self) -> None:
-        """Prepare every kind of request again when it comes: series have been dropped."""
+        """Look up and prepare every series again when it is needed: some have been dropped."""
         self._prepared.clear()
+        self._series.clear()
 
     def observe(self, summary: Summary) -> None:
         """Observe everything there is to know about an exchange."""
         registry = self._registry
-        route = NO_ROUTE if summary.route is None else registry.fold("route", summary.route)
-        stream = flag(summary.is_stream)
-        operation, outcome = summary.request.operation.value, summary.outcome.value
-        if (operation, route, stream) not in self._prepared:
-            self.prepare(operation, route, stream)
-        registry.number(f.REQUESTS, operation, route, stream, str(summary.status), outcome).inc()
-        registry.histogram(f.REQUEST_DURATION, operation, route, stream, _RESULTS[outcome]).observe(summary.duration_seconds)
-        if summary.request.key is not None:
-            registry.number(f.KEY_REQUESTS, registry.fold("key", summary.request.key.name), outcome).inc()
+        series = self._of(summary)
+        series.requests.value += 1
+        series.duration.observe(summary.duration_seconds)
+        if series.key_requests is not None:
+            series.key_requests.value += 1
         if summary.queued_seconds:
-            registry.histogram(f.QUEUE_WAIT, route).observe(summary.queued_seconds)
+            registry.histogram(f.QUEUE_WAIT, series.route).observe(summary.queued_seconds)
         if summary.refused_by is not None:
-            name = NO_KEY if summary.request.key is None else registry.fold("key", summary.request.key.name)
-            registry.number(f.KEY_RATE_LIMITED, name, summary.refused_by).inc()
+            registry.number(f.KEY_RATE_LIMITED, series.key or NO_KEY, summary.refused_by).inc()
         if summary.attempts:
-            upstream = registry.fold("upstream", summary.upstream or "")
-            self._observe_attempts(summary, route)
-            self._observe_times(summary, route, upstream)
-            self._observe_tokens(summary, route, upstream)
+            self._observe_attempts(summary, series.route)
+            self._observe_times(summary, series.route, series.upstream)
+            self._observe_tokens(summary, series)
+
+    def _of(self, summary: Summary) -> _Series:
+        request = summary.request
+        key = None if request.key is None else request.key.name
+        kind = (request.operation, summary.route, summary.is_stream, summary.status, summary.outcome, key, summary.upstream)
+        found = self._series.get(kind)
+        if found is None:
+            found = _Series(self._registry, summary)
+            label = (request.operation, found.route, flag(summary.is_stream))
+            if label not in self._prepared:
+                self.prepare(*label)
+            if found.is_complete and len(self._series) < MAX_KINDS:
+                self._series[kind] = found
+        return found
 
     def _observe_attempts(self, summary: Summary, route: str) -> None:
         number, fold = self._registry.number, self._registry.fold
         previous: Attempt | None = None
         for attempt in summary.attempts:
             upstream = fold("upstream", attempt.target.upstream.name)
-            number(f.ATTEMPTS, route, upstream, (attempt.result or AttemptResult.CANCELLED).value).inc()
+            number(f.ATTEMPTS, route, upstream, attempt.result or AttemptResult.CANCELLED).inc()
             if attempt.is_resend:
                 number(f.RESENDS, upstream).inc()
             elif previous is not None and previous.result not in (None, AttemptResult.CANCELLED):
                 # One that was cancelled did not fail: another was quicker.
                 if previous.target.name == attempt.target.name:
-                    number(f.RETRIES, route, upstream, previous.result.value).inc()
+                    number(f.RETRIES, route, upstream, previous.result).inc()
                 else:
-                    number(f.FALLBACKS, route, fold("upstream", previous.target.upstream.name), upstream, previous.result.value).inc()
+                    number(f.FALLBACKS, route, fold("upstream", previous.target.upstream.name), upstream, previous.result).inc()
             if attempt.hedge_won is not None:
                 number(f.HEDGES, route, flag(attempt.hedge_won)).inc()
             first = attempt.meter.first_content_at
@@ -86,19 +128,16 @@ class Observations:
     def _observe_times(self, summary: Summary, route: str, upstream: str) -> None:
         number, histogram = self._registry.number, self._registry.histogram
         if summary.overhead is not None:
-            for phase, seconds in (
-                ("request", summary.overhead.request),
-                ("event", summary.overhead.event),
-                ("finish", summary.overhead.finish),
-            ):
+            overhead = summary.overhead
+            for phase, seconds in zip(self._overheads, (overhead.request, overhead.event, overhead.finish), strict=True):
                 if seconds is not None:
-                    histogram(f.OVERHEAD, phase).observe(seconds)
+                    phase.observe(seconds)
         if summary.gaps is not None:
             number(f.GAP, route, "upstream").inc(summary.gaps.upstream)
             number(f.GAP, route, "relay").inc(summary.gaps.relay)
             number(f.GAP, route, "client").inc(summary.gaps.client)
             for blame in summary.gaps.stalls:
-                number(f.STALLS, route, blame.value).inc()
+                number(f.STALLS, route, blame).inc()
         if summary.backpressure_seconds:
             number(f.BACKPRESSURE, route).inc(summary.backpressure_seconds)
         if summary.ttft_seconds is not None:
@@ -109,27 +148,23 @@ class Observations:
         if summary.token_seconds is not None:
             histogram(f.TIME_PER_OUTPUT_TOKEN, route, upstream).observe(summary.token_seconds)
 
-    def _observe_tokens(self, summary: Summary, route: str, upstream: str) -> None:
-        usage = summary.usage
-        if usage is None or summary.usage_source is None:
+    def _observe_tokens(self, summary: Summary, series: _Series) -> None:
+        usage, source = summary.usage, summary.usage_source
+        if usage is None or source is None:
             return
-        source = summary.usage_source.value
-        number = self._registry.number
-        key = None if summary.request.key is None else self._registry.fold("key", summary.request.key.name)
+        registry = self._registry
+        registry.histogram(f.REQUEST_TOKENS, series.route, "input").observe(usage.input)
+        registry.histogram(f.REQUEST_TOKENS, series.route, "output").observe(usage.output)
         for kind, amount in (
             ("input", usage.input),
             ("output", usage.output),
             ("cached_input", usage.cached),
             ("reasoning", usage.reasoning),
         ):
-            if kind in ("input", "output"):
-                self._registry.histogram(f.REQUEST_TOKENS, route, kind).observe(amount)
             if amount:
-                number(f.TOKENS, route, upstream, kind, source).inc(amount)
-                if key is not None:
-                    number(f.KEY_TOKENS, key, kind).inc(amount)
+                series.count(registry, kind, source, amount)
         if summary.cost:
-            number(f.COST, route, upstream).inc(summary.cost / _BILLION)
+            registry.number(f.COST, series.route, series.upstream).inc(summary.cost / _BILLION)
 
 
 def flag(value: bool) -> str:

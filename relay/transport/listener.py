@@ -167,7 +167,7 @@ class RelayHandler(RequestHandler):
         self._keepalive = bool(answer.keep_alive)
         if not payload.is_eof():
             await self._linger(payload)
-        payload.set_exception(web.PayloadAccessError())
+            payload.set_exception(web.PayloadAccessError())
         return False
 
     async def _linger(self, payload: Any) -> None:

@@ -272,6 +272,8 @@ class ClientSink:
         """Let go of the connection: the exchange is over."""
         if not self.is_paused:
             self._wire.sink = None
+        # Nobody writes any more: without the circle of the two its memory is free at once.
+        self.write = _write_to_nobody
 
     # Back-pressure
 
@@ -330,6 +332,10 @@ class ClientSink:
             if now - self._paused_at > PAUSE_SECONDS and len(self.pauses) < MAX_KEPT:
                 self.pauses.append((self._paused_at, now))
             self._paused_at = 0.0
+
+
+def _write_to_nobody(data: bytes) -> None:
+    """Drop bytes of an answer that is over."""
 
 
 def _in_kernel(sock: socket.socket | None) -> int:

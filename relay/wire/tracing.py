@@ -9,11 +9,15 @@ from typing import Final
 
 from relay.exchange import Headers, Trace, header_values
 
+_NAME: Final = b"traceparent"
+_NAME_BYTES: Final = len(_NAME)
 _PARENT: Final = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 _MEMBER: Final = re.compile(rb"[a-z0-9][a-z0-9_*/@-]{0,255}=[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e]")
 _MAX_STATE: Final = 512
 """Bytes of a tracestate that everybody must pass on (section 3.3.1.5); more is dropped."""
 _MAX_MEMBERS: Final = 32
+_SPANS: Final = 2.0**64
+"""Ids there are; the largest float below 1 times this, and 1 more, is still one of them."""
 
 
 def read_trace(headers: Headers, new_id: str, *, sample: float = 0.0) -> Trace:
@@ -21,12 +25,9 @@ def read_trace(headers: Headers, new_id: str, *, sample: float = 0.0) -> Trace:
 
     `sample` is the share of traces that are recorded of those that begin here; a caller's own decision stands.
     """
-    parents = header_values(headers, b"traceparent")
-    if not parents:
-        return Trace(id=new_id, is_sampled=_is_drawn(new_id, sample))
-    found = _PARENT.fullmatch(parents[0]) if len(parents) == 1 else None
-    if found is None or not _is_known(found):
-        return Trace(id=new_id, is_sampled=_is_drawn(new_id, sample))
+    found = _parent(headers)
+    if found is None:
+        return Trace(id=new_id, is_sampled=sample > 0 and _is_drawn(new_id, sample))
     return Trace(
         id=found[2].decode("ascii"),
         parent=found[3].decode("ascii"),
@@ -37,7 +38,7 @@ def read_trace(headers: Headers, new_id: str, *, sample: float = 0.0) -> Trace:
 
 def span_id(chance: float) -> str:
     """Return a span's id for a number in [0, 1): 16 hexadecimal digits, not all of them zero."""
-    return f"{1 + int(chance * (2**64 - 2)):016x}"
+    return "%016x" % (1 + int(chance * _SPANS))
 
 
 def trace_lines(trace: Trace, span: str) -> list[bytes]:
@@ -48,9 +49,21 @@ def trace_lines(trace: Trace, span: str) -> list[bytes]:
     return lines
 
 
+def _parent(headers: Headers) -> re.Match[bytes] | None:
+    """Return the one traceparent, read; None where there is none, or none that keeps to the recommendation."""
+    for name, _ in headers:
+        if len(name) == _NAME_BYTES and name.lower() == _NAME:
+            break
+    else:
+        return None  # nearly all requests
+    parents = header_values(headers, _NAME)
+    found = _PARENT.fullmatch(parents[0]) if len(parents) == 1 else None
+    return found if found is not None and _is_known(found) else None
+
+
 def _is_drawn(trace: str, sample: float) -> bool:
     """Tell whether a trace is among those recorded: its id decides, as it does for other samplers (its last 7 bytes are random)."""
-    return sample > 0 and int(trace[-14:], 16) < sample * 2**56
+    return int(trace[-14:], 16) < sample * 2**56
 
 
 def _is_known(found: re.Match[bytes]) -> bool:

@@ -4,7 +4,6 @@ Counts are cumulative wherever they come more than once, so the last report is t
 of the others, the rest is reasoning that the upstream left out of its output count (xAI, Gemini) but bills as output.
 """
 
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -14,8 +13,7 @@ from relay.wire.events import kind_of
 from relay.wire.faults import event_error
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """What a whole JSON answer says of itself."""
 
     usage: Usage | None = None

@@ -21,10 +21,12 @@ from tests.conftest import RelayWith
 from tests.fakes.client import Response
 from tests.fakes.events import DONE, chat_chunk, content, error, event, role
 from tests.fakes.relay import RelayProcess, config_for
-from tests.fakes.scripts import BodyFraming, head, raw, respond
+from tests.fakes.scripts import BodyFraming, Script, head, raw, respond
 from tests.fakes.upstream import Peer, ScriptedUpstream
 
 CHAT = "/v1/chat/completions"
+AT_ONCE_SECONDS = 1.8
+"""For what must not wait: less than the two seconds for which an answer may be held."""
 
 
 @pytest.fixture(scope="module")
@@ -306,19 +308,32 @@ async def test_audio_is_committed_at_once_and_arrives_unchanged(relay: RelayProc
     async with await relay.connect() as client:
         await client.post("/v1/audio/speech", {"model": "tts", "input": "hi"})
         # The upstream waits for us: the head and the first byte must come before there is a second one.
-        await client.read_until(b"\r\n\r\n1\r\n" + audio[:1] + b"\r\n", within=1.0)
+        await client.read_until(b"\r\n\r\n1\r\n" + audio[:1] + b"\r\n", within=AT_ONCE_SECONDS)
         go_on.set()
         got = await client.read_response()
     assert (got.body, got.end, got.header("content-type")) == (audio, "complete", b"audio/mpeg")
 
 
+def in_two(first: bytes, second: bytes, go_on: asyncio.Event) -> Script:
+    """Send the first part at once and the second when it is asked for."""
+
+    async def script(peer: Peer) -> None:
+        await peer.send(first)
+        await go_on.wait()
+        await peer.send(second)
+
+    return script
+
+
 async def test_head_of_an_opaque_answer_does_not_wait_for_its_body(relay: RelayProcess, shared_upstream: ScriptedUpstream) -> None:
-    shared_upstream.route(
-        "/v1/files/slow/content", raw(head(200, [("Content-Type", "text/csv"), ("Content-Length", "5")]), b"1,2,3", pause=0.7)
-    )
+    go_on = asyncio.Event()
+    parts = head(200, [("Content-Type", "text/csv"), ("Content-Length", "5")]), b"1,2,3"
+    shared_upstream.route("/v1/files/slow/content", in_two(*parts, go_on))
     async with await relay.connect() as client:
         await client.request("GET", "/v1/files/slow/content")
-        assert (await client.read_head(within=0.5)).header("content-length") == b"5"
+        assert (await client.read_head(within=AT_ONCE_SECONDS)).header("content-length") == b"5"
+        go_on.set()
+        await client.read_until(b"1,2,3")
 
 
 async def test_whole_answer_of_nine_megabytes_arrives_unchanged(relay: RelayProcess, shared_upstream: ScriptedUpstream) -> None:
@@ -330,10 +345,12 @@ async def test_whole_answer_of_nine_megabytes_arrives_unchanged(relay: RelayProc
 
 async def test_slow_whole_answer_is_released_after_two_seconds(relay: RelayProcess, shared_upstream: ScriptedUpstream) -> None:
     body = b'{"id":' + b" " * 100 + b"1}"
-    shared_upstream.route("slow-json", raw(head(200, [JSON, ("Content-Length", str(len(body)))]) + body[:50], body[50:], pause=2.3))
+    go_on = asyncio.Event()
+    shared_upstream.route("slow-json", in_two(head(200, [JSON, ("Content-Length", str(len(body)))]) + body[:50], body[50:], go_on))
     async with await relay.connect() as client:
         await client.post(CHAT, {"model": "slow-json"})
-        await client.read_until(body[:50], within=2.2)
+        await client.read_until(body[:50])
+        go_on.set()
         got = await client.read_response()
     assert (got.body, got.all("content-length"), got.end) == (body, [str(len(body)).encode()], "complete")
 

@@ -1,5 +1,7 @@
 """Several credentials of one upstream against a running relay, and what a caller is told of attempts that failed."""
 
+import pytest
+
 from tests.conftest import RelayWith
 from tests.fakes.ports import refusing_port
 from tests.fakes.scripts import error_answer, json_answer, respond
@@ -66,8 +68,12 @@ async def test_an_error_of_the_relay_lists_the_attempts_without_secrets(upstream
     assert b"sk-" not in response.body
 
 
-async def test_an_only_target_is_asked_again_and_the_client_never_notices(upstream: ScriptedUpstream, relay_with: RelayWith) -> None:
-    answers = iter([error_answer(503), json_answer(ANSWER)])
+@pytest.mark.parametrize(("said", "waits"), [(None, 0.0), ("0.2", 0.2)])
+async def test_an_only_target_is_asked_again_when_it_says_and_the_client_never_notices(
+    upstream: ScriptedUpstream, relay_with: RelayWith, said: str | None, waits: float
+) -> None:
+    refusal = error_answer(503, headers=() if said is None else (("Retry-After", said),))
+    answers = iter([refusal, json_answer(ANSWER)])
 
     async def script(peer: Peer) -> None:
         await next(answers)(peer)
@@ -76,6 +82,16 @@ async def test_an_only_target_is_asked_again_and_the_client_never_notices(upstre
     relay = await relay_with(told(upstream.url))
     response = await relay.post(CHAT, ASK)
     assert (response.status, response.header("x-relay-attempts")) == (200, b"2")
+    first, second = upstream.requests
+    # A timer may fire a little early.
+    assert second.arrived_at - first.arrived_at > waits - 0.01
+
+
+async def test_an_only_target_that_asks_for_a_longer_wait_is_not_waited_for(upstream: ScriptedUpstream, relay_with: RelayWith) -> None:
+    upstream.answers(error_answer(503, headers=(("Retry-After", "5"),)))
+    relay = await relay_with(told(upstream.url))
+    response = await relay.post(CHAT, ASK)
+    assert (response.status, response.header("retry-after"), len(upstream.requests)) == (503, b"5", 1)
 
 
 async def test_a_refusal_whose_message_alone_tells_falls_back_where_that_is_asked_for(

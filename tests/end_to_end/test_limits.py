@@ -331,18 +331,6 @@ async def test_four_workers_let_exactly_the_limit_in_and_a_killed_ones_slots_com
         await client.close()
 
 
-@pytest.mark.parametrize("keys", [3, pytest.param(20, marks=pytest.mark.slow)])
-async def test_four_workers_let_exactly_100_of_400_in(relay_with: RelayWith, upstream: ScriptedUpstream, keys: int) -> None:
-    upstream.answers(json_answer(ANSWER))
-    told = config(upstream, server={"workers": 4})
-    told["keys"] = {f"key-{number}": {"key": f"sk-{number}", "limits": {"rpm": 100}} for number in range(keys)}
-    relay = await relay_with(told)
-    for number in range(keys):
-        answers = await asyncio.gather(*(ask(relay, [("Authorization", f"Bearer sk-{number}")]) for _ in range(AT_ONCE)))
-        assert Counter(answer.status for answer in answers) == {200: 100, 429: AT_ONCE - 100}
-        assert len(upstream.requests) == 100 * (number + 1)
-
-
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_a_state_that_cannot_be_written_is_told_at_the_start(upstream: ScriptedUpstream, tmp_path: Path, workers: int) -> None:
     (tmp_path / "file").write_text("")

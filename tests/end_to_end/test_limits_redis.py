@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import RelayWith
-from tests.end_to_end.test_limits import ALICE, ANSWER, AT_ONCE, CHAT, USED, Gate, ask, code_of, config
+from tests.end_to_end.test_limits import ALICE, ANSWER, CHAT, USED, Gate, ask, code_of, config
 from tests.fakes.client import RawClient
 from tests.fakes.events import content, role
 from tests.fakes.relay import RelayProcess
@@ -26,42 +26,6 @@ WITHIN = 20.0
 async def two(relay_with: RelayWith, upstream: ScriptedUpstream, redis: RedisServer, **limits: Any) -> list[RelayProcess]:
     settings = {"url": redis.url, "replicas": 2, "timeout": PATIENT}
     return [await relay_with(config(upstream, limits=limits, redis=settings)) for _ in range(2)]
-
-
-@pytest.mark.parametrize("round_", [*range(3), *(pytest.param(number, marks=pytest.mark.slow) for number in range(3, 20))])
-async def test_of_400_at_two_relays_exactly_100_are_let_in(
-    relay_with: RelayWith, upstream: ScriptedUpstream, redis: RedisServer, round_: int
-) -> None:
-    upstream.answers(json_answer(ANSWER | USED))
-    relays = await two(relay_with, upstream, redis, rpm=100)
-    answers = await asyncio.gather(*(ask(relays[number % 2]) for number in range(AT_ONCE)))
-    assert Counter(answer.status for answer in answers) == {200: 100, 429: AT_ONCE - 100}
-    assert len(upstream.requests) == 100
-    assert {code_of(answer) for answer in answers if answer.status == 429} == {"rate_limit_rpm"}
-    for relay in relays:
-        await relay.settled()
-        await relay.assert_identities()
-        assert (await relay.metrics()).value("relay_limiter_degraded") == 0
-
-
-@pytest.mark.parametrize("round_", [*range(3), *(pytest.param(number, marks=pytest.mark.slow) for number in range(3, 20))])
-async def test_no_more_than_allowed_run_at_once_at_two_relays(
-    relay_with: RelayWith, upstream: ScriptedUpstream, redis: RedisServer, round_: int
-) -> None:
-    gate = Gate()
-    upstream.answers(gate.script)
-    relays = await two(relay_with, upstream, redis, concurrency=10)
-    asked = [asyncio.create_task(ask(relays[number % 2])) for number in range(60)]
-    await gate.until(10)
-    while sum(task.done() for task in asked) < 50:
-        await asyncio.wait([task for task in asked if not task.done()], return_when=asyncio.FIRST_COMPLETED, timeout=WITHIN)
-    gate.open()
-    answers = await asyncio.gather(*asked)
-    assert Counter(answer.status for answer in answers) == {200: 10, 429: 50}
-    assert gate.most == 10
-    for relay in relays:
-        await relay.settled()
-    assert [(await ask(relay)).status for relay in relays] == [200, 200], "the slots are back"
 
 
 async def test_what_was_used_at_one_relay_is_missing_at_the_other(

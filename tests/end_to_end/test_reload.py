@@ -17,7 +17,7 @@ from tests.fakes.scripts import json_answer, sse
 from tests.fakes.upstream import ScriptedUpstream
 
 CHAT = "/v1/chat/completions"
-WITHIN = 5.0
+WITHIN = 15.0
 
 
 def named(upstream: ScriptedUpstream, model: str, **more: object) -> dict[str, Any]:

@@ -112,6 +112,25 @@ async def test_a_throttled_target_rests_for_as_long_as_it_asks(
         await relay.stop()
 
 
+@pytest.mark.parametrize(
+    ("said", "attempts"),
+    [("3600", 1), ("999999999999", 1), ("Fri, 31 Dec 9999 23:59:59 GMT", 1), ("soon", 2), ("-5", 2), ("nan", 2), ("0.2", 2)],
+)
+async def test_whatever_a_retry_after_says_an_sdk_asks_no_more_often_than_helps(
+    upstream: ScriptedUpstream, tmp_path: Path, said: str, attempts: int
+) -> None:
+    upstream.answers(respond(429, [("Content-Type", "application/json"), ("Retry-After", said)], b'{"error":{"type":"requests"}}'))
+    relay = await started(tmp_path, config(upstream, route={"to": ["first/a"], "retries": 0}))
+    try:
+        async with openai.AsyncOpenAI(base_url=relay.url, api_key="none", max_retries=1) as client:
+            with pytest.raises(openai.RateLimitError) as raised:
+                await client.chat.completions.create(model="fast", messages=HI)  # type: ignore[arg-type]
+        assert len(upstream.requests) == attempts
+        assert raised.value.response.headers["retry-after"] == said
+    finally:
+        await relay.stop()
+
+
 async def test_a_callers_own_mistake_neither_falls_back_nor_counts(
     upstream: ScriptedUpstream, second: ScriptedUpstream, tmp_path: Path
 ) -> None:

@@ -26,7 +26,7 @@ from tests.fakes.upstream import ScriptedUpstream
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 15.0
 STOP_SECONDS = 15.0
-SETTLE_SECONDS = 2.0
+SETTLE_SECONDS = 10.0
 POLL_SECONDS = 0.02
 ACCOUNTS = (
     "relay_requests_total",

@@ -431,21 +431,21 @@ class ScriptedUpstream:
         """Return the requests for a model, or for a path when `model` begins with a slash."""
         return [request for request in self.requests if model in (request.model, request.path)]
 
-    async def wait_for(self, model: str, count: int = 1, *, within: float = 5.0) -> list[Request]:
+    async def wait_for(self, model: str, count: int = 1, *, within: float = 15.0) -> list[Request]:
         """Wait until `count` whole requests for a model or path have come; raises TimeoutError."""
         async with asyncio.timeout(within):
             while len(found := [request for request in self.of(model) if request.body_complete_at is not None]) < count:
                 await self.changed()
         return found
 
-    async def wait_closed(self, request: Request, *, within: float = 5.0) -> str:
+    async def wait_closed(self, request: Request, *, within: float = 15.0) -> str:
         """Wait until the connection of a request is over; return how; raises TimeoutError."""
         async with asyncio.timeout(within):
             while request.closed_how is None:
                 await self.changed()
         return request.closed_how
 
-    async def wait_open_count(self, count: int, *, within: float = 5.0) -> None:
+    async def wait_open_count(self, count: int, *, within: float = 15.0) -> None:
         """Wait until exactly `count` connections are open; raises TimeoutError."""
         async with asyncio.timeout(within):
             while self.open_count != count:

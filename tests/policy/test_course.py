@@ -89,6 +89,14 @@ def test_a_short_retry_after_is_waited_for_and_a_long_one_is_told() -> None:
     assert course.advice(429) == {"x-should-retry": "true", "retry-after-ms": "20000", "retry-after": "20"}
 
 
+def test_a_wait_longer_than_any_sdk_would_wait_is_no_reason_to_ask_again_and_rests_a_target_for_a_minute() -> None:
+    bed = Bed(target("a"))
+    course = bed.course()
+    assert len(bed.run(course, UpstreamRefused(429, retry_after=3600.0))) == 1
+    assert course.advice(429) == {"x-should-retry": "false"}
+    assert bed.targets.rest_left(bed.route.targets[0], bed.now) == 60.0
+
+
 @pytest.mark.parametrize(
     ("error", "is_repeated"),
     [

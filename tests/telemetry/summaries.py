@@ -1,7 +1,8 @@
 """Hand-made exchanges and their summaries."""
 
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from relay.config.tree import Config, Key, Route, Target, Timeouts, Upstream
 from relay.exchange import (

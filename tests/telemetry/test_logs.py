@@ -5,12 +5,12 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from relay.exchange import AttemptResult, Operation, Outcome, StreamMeter, Usage
 from relay.telemetry import logs
@@ -263,7 +263,7 @@ def test_a_404_of_an_upstream_hints_at_the_configuration() -> None:
     ],
 )
 def test_the_line_tells_how_far_the_request_had_come(outcome: Outcome, marks: dict[str, Any] | None, bytes_out: int, phase: str) -> None:
-    from dataclasses import replace
+    from msgspec.structs import replace
 
     collected, _, log = json_log()
     exchange, summary = ended(outcome, *([] if marks is None else [attempt(**marks)]))

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
@@ -336,7 +337,7 @@ def test_the_state_of_a_target_stands_at_each_of_its_places() -> None:
 def test_gaps_stalls_tokens_and_limits_are_told(metrics: Metrics) -> None:
     meter = StreamMeter(first_content_at=10.5, last_content_at=13.5, content_events=3, terminal_at=13.75, usage=Usage(input=9, output=7))
     meter.silences.append((11.0, 13.5))
-    answered = replace(head(200), headers=((b"x-ratelimit-limit-requests", b"10"), (b"x-ratelimit-remaining-requests", b"4")))
+    answered = structs.replace(head(200), headers=((b"x-ratelimit-limit-requests", b"10"), (b"x-ratelimit-remaining-requests", b"4")))
     exchange, _ = ended(Outcome.COMPLETE, attempt(meter=meter, head=answered))
     exchange.backpressure_seconds = 0.25
     metrics.began()
