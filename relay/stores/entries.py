@@ -93,11 +93,11 @@ def key_of(name: str) -> bytes:
     return b"{relay}:" + name.encode()
 
 
-def limits_text(limits: Limits) -> bytes:
-    """Return limits as the scripts read them."""
+def limits_text(limits: Limits, *, is_shared: bool) -> bytes:
+    """Return limits as the scripts read them, and whether other relays want to hear of what is used."""
     budget = limits.budget
     numbers = (limits.rpm, limits.tpm, limits.concurrency, None if budget is None else budget.amount)
-    return b"%d %d %d %d %d" % (*(-1 if number is None else number for number in numbers), kind_of(budget))
+    return b"%d %d %d %d %d %d" % (*(-1 if number is None else number for number in numbers), kind_of(budget), is_shared)
 
 
 def tighter(known: Standing | None, limit: int, used: int, newest: int, now: int) -> Standing:

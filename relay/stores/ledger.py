@@ -196,6 +196,10 @@ class Ledger:
         self.reserved += grant.demand.tokens
         self.held += grant.demand.tokens
 
+    def has(self, scope: Scope) -> bool:
+        """Tell whether anything was ever counted here of the limits of `scope`, by this process."""
+        return scope.name in self._accounts
+
     def use(self, scope: Scope) -> Use:
         """Return what was used here of the limits of `scope`. Raises Overloaded as `admit` does."""
         now, unix_time = self._now(), self._unix_time()

@@ -8,6 +8,8 @@ A scope has its keys under `{relay}:<scope>`; the braces put all of them into on
     :h  what they reserved of the budget, a hash with its `sum`; :x what was taken for spent when a lease ended
     :b:<kind>:<period>  what was spent of a budget in one day or month of the calendar (UTC)
 
+and for all, where there are several relays, `{relay}:recent`: scopes by the millisecond in which something was last counted in them.
+
 Every change names the request's id and sets an absolute value, so sending one again changes nothing. All keys expire.
 """
 
@@ -67,6 +69,11 @@ local function hold(k, id, amount)
   redis.call('PEXPIRE', k .. ':h', LONG)
 end
 
+local function touch(k, kind)
+  redis.call('ZADD', '{relay}:recent', now, string.format('%d %s', kind, k))
+  redis.call('PEXPIRE', '{relay}:recent', LONG)
+end
+
 local function used_of(k, kind)
   local spent = tonumber(redis.call('GET', k .. ':b:' .. kind .. ':' .. period(kind))) or 0
   return spent + (tonumber(redis.call('HGET', k .. ':h', 'sum')) or 0)
@@ -106,7 +113,7 @@ end
 ADMIT: Final = (
     _COMMON
     + """
--- ARGV: 'id tokens cost lease', then for each key 'rpm tpm concurrency budget kind', -1 for no limit.
+-- ARGV: 'id tokens cost lease', then for each key 'rpm tpm concurrency budget kind is_shared', -1 for no limit.
 -- Answer: 'admitted scope limit wait now', then for each key 'requests newest tokens newest slots used'.
 local head = words(ARGV[1])
 local id, tokens, cost, lease = head[1], head[2], head[3], head[4]
@@ -183,6 +190,7 @@ for i, k in ipairs(KEYS) do
   local newest, last = 0, 0
   if worst < 0 then
     local kind = l[5]
+    if l[6] == 1 then touch(k, kind) end
     if l[1] >= 0 then
       redis.call('ZADD', k .. ':r', now, id)
       redis.call('PEXPIRE', k .. ':r', MINUTE)
@@ -223,6 +231,7 @@ for i, k in ipairs(KEYS) do
   local l = words(ARGV[i + 1])
   local kind = l[5]
   purge(k, kind)
+  if l[6] == 1 then touch(k, kind) end
   if is_undone == 1 then redis.call('ZREM', k .. ':r', id) end
   if l[2] >= 0 then
     if kept >= 0 and redis.call('HEXISTS', k .. ':a', id) == 1 then put_tokens(k, id, kept, now) end
@@ -254,9 +263,10 @@ return table.concat(sums, ' ')
 TELL: Final = (
     _COMMON
     + """
--- ARGV: 'kind lease', then entries 'id age is_request tokens is_live held': what one process knows of its own.
+-- ARGV: 'kind lease is_shared', then entries 'id age is_request tokens is_live held': what one process knows of its own.
 local a = words(ARGV[1])
 local k, kind, lease = KEYS[1], a[1], a[2]
+if a[3] == 1 then touch(k, kind) end
 for i = 2, #ARGV do
   local id, age, is_request, tokens, is_live, held = unpack(words(ARGV[i]))
   if age < WINDOW then
@@ -289,6 +299,33 @@ if redis.call('SET', mark, '1', 'NX', 'EX', 3600) then
 end
 return '1'
 """
+
+RECENT: Final = (
+    _COMMON
+    + """
+-- KEYS: where scopes are by the time of their last use; ARGV: 'since most'.
+-- Answer: 'until is_more', then for each scope in which something was counted since 'number kind requests tokens slots used'.
+local a = words(ARGV[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - LONG)
+local names = redis.call('ZRANGEBYSCORE', KEYS[1], a[1], '+inf', 'WITHSCORES', 'LIMIT', 0, a[2])
+local is_more = #names / 2 >= a[2]
+-- A whole page of one millisecond is gone through; then the rest of them is not waited for.
+local last = is_more and math.max(tonumber(names[#names]), a[1] + 1) or now
+local parts = { string.format('%.0f', last), is_more and '1' or '0' }
+for i = 1, #names, 2 do
+  local kind, k = string.match(names[i], '^(%d+) (.*)$')
+  kind = tonumber(kind)
+  purge(k, kind)
+  local slots = redis.call('ZCARD', k .. ':l')
+  local sum = redis.call('HGET', k .. ':a', 'sum') or '0'
+  parts[#parts + 1] = string.format('%.0f %d', tonumber(string.sub(redis.sha1hex(k), 1, 12), 16), kind)
+  parts[#parts + 1] = string.format('%d %s %d', redis.call('ZCARD', k .. ':r'), sum, slots)
+  parts[#parts + 1] = string.format('%.0f', kind == 0 and 0 or used_of(k, kind))
+end
+return table.concat(parts, ' ')
+"""
+)
+"""What was used lately, by whomever."""
 
 PROBE: Final = "redis.call('SET', KEYS[1], '1', 'EX', 60) return '1'"
 """Whether the server takes writes."""

@@ -34,13 +34,13 @@ SMALL_BUFFER = 8192
 @pytest.fixture(scope="module")
 async def relay(shared_relay_with: RelayWith, shared_upstream: ScriptedUpstream) -> RelayProcess:
     # Silence of the upstream counts for nothing while the client takes nothing: between_tokens is far below the stalls here.
-    timeouts = {"connect": "1s", "first_token": "5s", "between_tokens": "500ms", "write": f"{WRITE_SECONDS * 1000:.0f}ms", "total": "60s"}
+    timeouts = {"connect": "5s", "first_token": "5s", "between_tokens": "500ms", "write": f"{WRITE_SECONDS * 1000:.0f}ms", "total": "60s"}
     return await shared_relay_with(config_for(shared_upstream, timeouts=timeouts))
 
 
 @pytest.fixture(scope="module")
 async def patient_relay(shared_relay_with: RelayWith, shared_upstream: ScriptedUpstream) -> RelayProcess:
-    timeouts = {"connect": "1s", "first_token": "5s", "between_tokens": "500ms", "write": "30s", "total": "60s"}
+    timeouts = {"connect": "5s", "first_token": "5s", "between_tokens": "500ms", "write": "30s", "total": "60s"}
     return await shared_relay_with(config_for(shared_upstream, timeouts=timeouts))
 
 

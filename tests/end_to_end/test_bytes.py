@@ -31,7 +31,7 @@ AT_ONCE_SECONDS = 1.8
 
 @pytest.fixture(scope="module")
 async def relay(shared_relay_with: RelayWith, shared_upstream: ScriptedUpstream) -> RelayProcess:
-    timeouts = {"connect": "1s", "first_token": "5s", "between_tokens": "5s", "write": "5s", "total": "60s"}
+    timeouts = {"connect": "5s", "first_token": "5s", "between_tokens": "5s", "write": "5s", "total": "60s"}
     return await shared_relay_with(config_for(shared_upstream, timeouts=timeouts))
 
 

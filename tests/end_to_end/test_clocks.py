@@ -249,7 +249,7 @@ async def test_an_upstream_that_never_goes_on_is_to_blame(relay_with: RelayWith,
 async def test_a_client_that_does_not_read_is_to_blame(relay: RelayProcess, shared_upstream: ScriptedUpstream) -> None:
     piece = content("x" * 65_000)
     shared_upstream.route("flood", timed([(0.0, piece)] * 200 + [(0.0, DONE)]))
-    client = await relay.connect(receive_buffer=8192)
+    client = await relay.connect(receive_buffer=65_536)
     async with client:
         await client.post(CHAT, {"model": "flood", "stream": True, "messages": []})
         await client.read_head()

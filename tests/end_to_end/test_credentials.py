@@ -10,7 +10,7 @@ from tests.fakes.upstream import Peer, ScriptedUpstream
 ASK: dict[str, object] = {"model": "fast", "messages": [{"role": "user", "content": "hi"}]}
 CHAT = "/v1/chat/completions"
 ANSWER: dict[str, object] = {"id": "x", "object": "chat.completion", "choices": []}
-TIMEOUTS = {"connect": "1s", "first_token": "5s", "total": "20s"}
+TIMEOUTS = {"connect": "5s", "first_token": "5s", "total": "20s"}
 
 
 def told(url: str, route: object = "mine/m") -> dict[str, object]:

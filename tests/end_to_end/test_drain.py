@@ -22,7 +22,7 @@ from tests.fakes.scripts import JSON, Script, body, hang, head, respond, sse
 from tests.fakes.upstream import Peer, ScriptedUpstream
 
 CHAT = "/v1/chat/completions"
-TIMEOUTS = {"connect": "1s", "first_token": "20s", "between_tokens": "20s", "write": "5s", "total": "60s"}
+TIMEOUTS = {"connect": "5s", "first_token": "20s", "between_tokens": "20s", "write": "5s", "total": "60s"}
 FAST_SECONDS = 3.0
 
 

@@ -134,9 +134,10 @@ async def test_an_outage_costs_a_moment_lets_no_more_through_and_touches_no_stre
     assert Counter([(await ask(relay)).status for _ in range(12)]) == {200: 8, 429: 4}, "22 of 30 were let in before, and Redis was told"
     await until_counted(redis, {"requests": 30, "tokens": 28 * 30 + 2 * sum(STREAM_USED), "in flight": 0})
     await relay.assert_identities()  # the log is written by now
+    # On a busy machine Redis may be taken for gone once more, at any time: what counts is that the two take turns.
     changes = [line["result"] for line in relay.logs("limits")]
-    assert changes == ["degraded", "shared"] * (len(changes) // 2), "one line for each change"
-    assert changes
+    assert changes == (["degraded", "shared"] * len(changes))[: len(changes)], "one line for each change"
+    assert len(changes) > 1
 
 
 @pytest.mark.parametrize("fault", [Fault.BLACK_HOLE, Fault.SLOW], ids=["black_hole", "slow"])

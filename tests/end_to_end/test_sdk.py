@@ -65,7 +65,7 @@ async def relay(shared_relay_with: RelayWith, shared_upstream: ScriptedUpstream)
                 "*": {"to": "openai/*", "retries": 0},
             },
             "keys": {"alice": {"key": "sk-alice"}},
-            "timeouts": {"connect": "1s", "first_token": "3s", "between_tokens": "1s", "write": "5s", "total": "20s"},
+            "timeouts": {"connect": "5s", "first_token": "3s", "between_tokens": "1s", "write": "5s", "total": "20s"},
         }
     )
 
@@ -225,7 +225,7 @@ async def test_a_client_is_told_before_its_own_timeout_ends_the_wait(
 ) -> None:
     shared_upstream.route(model, hang())
     with pytest.raises(openai.InternalServerError) as raised:
-        await sdk.call(CHAT, model=model, messages=HI, timeout=0.5)
+        await sdk.call(CHAT, model=model, messages=HI, timeout=2)
     assert (raised.value.status_code, raised.value.code) == (504, "caller_deadline")
     (request,) = shared_upstream.of(model)
     await shared_upstream.wait_closed(request, within=PROMPT_SECONDS)
