@@ -31,7 +31,8 @@ from time import monotonic, sleep
 from typing import Final
 
 from relay.policy.accounts import ACCOUNT_CELLS, MAX_WORKERS, Account
-from relay.stores.ledger import Busy, Full, monotonic_ms
+from relay.stores.ledger import monotonic_ms
+from relay.stores.table import Busy, Full
 
 _MAGIC: Final = 0x72656C61796C696D
 """The letters `relaylim`."""
@@ -65,7 +66,7 @@ class StateFileUnusable(Exception):
 
 
 class HostTable:
-    """A `ledger.Table` in the directory `directory`, which is made when it is not there. Raises StateFileUnusable."""
+    """A `table.Table` in the directory `directory`, which is made when it is not there. Raises StateFileUnusable."""
 
     __slots__ = ("_accounts", "_busy_since", "_fd", "_header", "_own_lock", "_parted_since", "_path", "_segments", "worker")
 
@@ -143,7 +144,7 @@ class HostTable:
         finally:
             self.leave()
 
-    # ledger.Table
+    # table.Table
 
     def account(self, name: str) -> Account:
         """Return the account of a scope; the first process that asks for it makes it. Raises Full."""

@@ -11,7 +11,7 @@ MAX_UNUSED: Final = 1_024
 
 
 class MemoryTable:
-    """A `ledger.Table` without a lock: the calls of one event loop take turns anyway."""
+    """A `table.Table` without a lock: the calls of one event loop take turns anyway."""
 
     __slots__ = ("_accounts",)
 

@@ -12,8 +12,9 @@ from relay.errors import Overloaded
 from relay.policy.accounts import Account
 from relay.policy.limits import Demand, Grant, Limit, Refusal, Scope
 from relay.policy.sliding import WINDOW_MS
-from relay.stores.ledger import Busy, Full, Ledger
+from relay.stores.ledger import Ledger
 from relay.stores.standin import APART_WAIT_MS, private_account
+from relay.stores.table import Busy, Full
 
 PROCESSES = 3
 LIMITS = Limits(rpm=12, tpm=200, concurrency=7, budget=Budget(amount=900, is_money=False, period=Period.MONTH))
