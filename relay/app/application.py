@@ -26,8 +26,8 @@ from relay.app.pages import Pages
 from relay.app.reloading import Read, Reloads, fixed_changes
 from relay.app.running import Running
 from relay.config.addresses import is_loopback
-from relay.config.keys import with_stored
 from relay.config.listening import needs_keys
+from relay.config.stored import with_stored
 from relay.config.tree import Config, HealthCheck, Key, Kind, Target, Timeouts, Tracing, Upstream, Usage
 from relay.errors import ConnectFailed
 from relay.exchange import Outcome
