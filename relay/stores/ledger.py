@@ -10,6 +10,7 @@ It also keeps books of its own on what this process was granted, so that a grant
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from time import monotonic_ns, time
 from typing import Final
 
@@ -18,6 +19,7 @@ from relay.policy import limits
 from relay.policy.accounts import Account
 from relay.policy.limits import Demand, Grant, Refusal, Scope
 from relay.policy.shares import Use
+from relay.stores.gates import SharedGate
 from relay.stores.standin import NOTHING, StandIn, private_account
 from relay.stores.table import Busy, Full, Table
 
@@ -95,10 +97,8 @@ class Ledger:
             return self._admit_apart(demand)
 
     def _admit(self, demand: Demand) -> Grant | Refusal:
-        accounts = self._enter_for(demand.scopes)
+        accounts = self._enter_for(demand.scopes, enter=self._enter_whole)
         try:
-            if not self._table.is_whole:
-                raise Busy
             answer = limits.admit(accounts, demand, self._now(), self._unix_time())
         finally:
             self._table.leave()
@@ -206,6 +206,34 @@ class Ledger:
 
     # The lock
 
+    def gate(self, name: str) -> SharedGate:
+        """Return the gate of an upstream's slots, which all processes at this table share."""
+        # No scope's name holds a character that does not print.
+        scope = f"\0{name}"
+        return SharedGate(
+            partial(self._account_of_gate, scope),
+            find=partial(self._table.find, scope),
+            enter=self._enter,
+            enter_whole=self._enter_whole,
+            leave=self._table.leave,
+            later=self._late.append,
+            now=self._now,
+            apart=self._apart_among,
+        )
+
+    def _apart_among(self) -> int:
+        if not self._table.is_stalled:
+            return 0
+        self._parted()
+        return self._table.processes
+
+    def _account_of_gate(self, name: str) -> Account:
+        try:
+            return self._table.account(name)
+        except Full:
+            self.is_full = True
+            return private_account()
+
     @property
     def is_stalled(self) -> bool:
         """Tell whether this process counts by itself, because another one that was counting does not go on."""
@@ -222,9 +250,9 @@ class Ledger:
             self._enter()
             self._table.leave()
 
-    def _enter_for(self, scopes: Iterable[Scope]) -> list[Account]:
+    def _enter_for(self, scopes: Iterable[Scope], enter: Callable[[], None] | None = None) -> list[Account]:
         """Take the lock; raises Busy, and Overloaded, without it."""
-        self._enter()
+        (enter or self._enter)()
         try:
             return [self._account(scope) for scope in scopes]
         except Full:
@@ -240,13 +268,21 @@ class Ledger:
             self.on_busy()
             raise
         if self._late:
-            late, self._late = self._late, []
+            late = self._late.copy()
+            self._late.clear()
             for change in late:
                 change()
         if self._apart is not None:
             apart, self._apart = self._apart, None
             apart.enter_into(self._account_or_own, self._now(), self._unix_time())
             self._table.part(is_apart=False)
+
+    def _enter_whole(self) -> None:
+        """Take the lock to admit: others that admitted by themselves have to enter that first. Raises Busy."""
+        self._enter()
+        if not self._table.is_whole:
+            self._table.leave()
+            raise Busy
 
     def _is_apart(self, grant: Grant) -> bool:
         return self._apart is not None and grant in self._apart.grants

@@ -1,4 +1,4 @@
-"""Where accounts lie, in memory of one process or of several: what a `Ledger` needs of it."""
+"""What a ledger asks of the memory that its accounts lie in."""
 
 from collections.abc import Set
 from typing import Protocol
