@@ -26,7 +26,12 @@ def begin(path: str, environ: Mapping[str, str], *, listen: str | None = None) -
     if not hasattr(os, "fork") or threading.active_count() > 1:  # a fork of several threads may find locks that nobody lets go
         return lambda: _load(path, environ, listen)
     source, sink = os.pipe()
-    child = os.fork()
+    try:
+        child = os.fork()
+    except OSError:  # there may be no more processes; this one can do it as well
+        os.close(source)
+        os.close(sink)
+        return lambda: _load(path, environ, listen)
     if child == 0:
         try:
             os.close(source)

@@ -64,6 +64,16 @@ def test_a_process_with_threads_reads_here(tmp_path: Path, monkeypatch: pytest.M
     assert begin(path, {"UPSTREAM_KEY": "sk-made-up"})() == load(path, {"UPSTREAM_KEY": "sk-made-up"})
 
 
+def test_without_another_process_to_be_had_it_reads_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fork() -> int:
+        raise BlockingIOError
+
+    monkeypatch.setattr("threading.active_count", lambda: 1)
+    monkeypatch.setattr(os, "fork", fork)
+    path = written(tmp_path, TEXT)
+    assert begin(path, {"UPSTREAM_KEY": "sk-made-up"})() == load(path, {"UPSTREAM_KEY": "sk-made-up"})
+
+
 def test_a_fork_that_dies_without_a_word_is_done_without(tmp_path: Path) -> None:
     path = written(tmp_path, UNREADABLE)
     # In an interpreter of its own, which surely has no other thread.
