@@ -88,6 +88,11 @@ class Prometheus:
         """Return the series of an expression between two Unix times."""
         return self._ask("query_range", query=expression, start=start, end=end, step=step)["result"]
 
+    def exemplars(self, expression: str, start: float, end: float) -> list[dict[str, Any]]:
+        """Return the series of an expression that have exemplars between two Unix times, with these."""
+        found: list[dict[str, Any]] = self._ask("query_exemplars", query=expression, start=start, end=end)
+        return found
+
     def wait_for(self, expression: str, *, within: float = START_SECONDS) -> list[dict[str, Any]]:
         """Ask until there are samples, and return them; its first scrape comes about five seconds after its start."""
         deadline = time.monotonic() + within
@@ -131,6 +136,7 @@ def running_prometheus(directory: Path, targets: Sequence[str], *, rules: str = 
     command = [
         find_program("prometheus"),
         "--config.file=prometheus.yml",
+        "--enable-feature=exemplar-storage",
         "--storage.tsdb.path=data",
         f"--web.listen-address=127.0.0.1:{server.port}",
     ]

@@ -6,6 +6,7 @@ from typing import Any
 
 from relay.config.tree import Config, Redis
 from relay.gateway.admission import all_scopes
+from relay.policy.slots import AllSlots
 from relay.stores import SLOTS_IDENTITY, Ledger, RedisLimiter, open_ledger
 
 SWEEP_SECONDS = 1.0
@@ -15,7 +16,7 @@ SWEEP_SECONDS = 1.0
 class Accounts:
     """The limiter of one relay."""
 
-    __slots__ = ("_changed", "_log", "_own", "_redis", "_was_degraded", "_was_stalled", "ledger")
+    __slots__ = ("_changed", "_is_shared", "_log", "_own", "_redis", "_was_degraded", "_was_stalled", "ledger")
 
     def __init__(self, directory: str | None, redis: Redis | None, log: Any, changed: Callable[[bool], None]) -> None:
         """Count in `directory`, or in memory, and in `redis` if there is one. Raises StateFileUnusable, RedisUnusable.
@@ -26,12 +27,15 @@ class Accounts:
         self._changed = changed
         self._was_degraded = False
         self._own = own = open_ledger(directory)
+        self._is_shared = directory is not None
         self._was_stalled = False
         self._redis = None if redis is None else RedisLimiter(redis.url.reveal(), redis.replicas, redis.timeout, own, self._tell)
         self.ledger: Ledger | RedisLimiter = own if self._redis is None else self._redis
 
-    async def start(self) -> None:
-        """Begin; with Redis, once it is known whether it is there."""
+    async def start(self, slots: AllSlots) -> None:
+        """Begin, with the upstreams' `slots` shared by all who count in the directory; with Redis, once it is known whether it is there."""
+        if self._is_shared:
+            slots.share(self._own.gate)
         if self._redis is not None:
             await self._redis.start()
 

@@ -51,6 +51,23 @@ class Account:
             cells[_HELD] += budget
             cells[column + _HELD] += budget
 
+    def queue(self, since: int) -> None:
+        """Note since when somebody of this process waits for a slot; 0 for nobody. For accounts of slots alone, which hold no budget."""
+        self.hold(0, since - self.cells[self._column + _HELD], 0)
+
+    def is_behind(self, since: int, not_before: int) -> bool:
+        """Tell whether in another process somebody waits for longer than `since`, and not since before `not_before`."""
+        cells, own = self.cells, self._column
+        if cells[_HELD] == cells[own + _HELD]:
+            return False
+        stamps = ((cells[column + _HELD], column) for column in range(_COLUMNS, _REQUEST_WINDOW, _COLUMN_CELLS))
+        return any(stamp and not_before <= stamp and (stamp, column) < (since, own) for stamp, column in stamps)
+
+    @property
+    def is_awaited(self) -> bool:
+        """Tell whether anybody waits for a slot, in any process."""
+        return self.cells[_HELD] != 0
+
     def reclaim(self, worker: int) -> bool:
         """Give back what the process `worker`, which is dead, held; tell whether that was anything.
 

@@ -28,7 +28,8 @@ from time import monotonic, sleep
 from typing import Final
 
 from relay.policy.accounts import ACCOUNT_CELLS, MAX_WORKERS, Account
-from relay.stores.ledger import Stalled, monotonic_ms
+from relay.stores.ledger import monotonic_ms
+from relay.stores.table import Stalled
 
 _MAGIC: Final = 0x72656C61796C696D
 """The letters `relaylim`."""

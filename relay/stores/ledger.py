@@ -3,48 +3,21 @@
 It also keeps books of its own on what this process was granted, so that a grant that was lost, or given back twice, shows.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from time import monotonic_ns, time
-from typing import Final, Protocol
+from typing import Final
 
 from relay.errors import Overloaded
 from relay.policy import limits
 from relay.policy.accounts import Account
 from relay.policy.limits import Demand, Grant, Refusal, Scope
 from relay.policy.shares import Use
+from relay.stores.gates import SharedGate
+from relay.stores.table import Stalled, Table
 
 SLOTS_IDENTITY: Final = "slots_taken_are_returned_or_held"
 TOKENS_IDENTITY: Final = "tokens_reserved_are_settled_refunded_or_held"
-
-
-class Stalled(Exception):
-    """The lock cannot be had: whoever has it does not go on."""
-
-
-class Table(Protocol):
-    """Where accounts lie."""
-
-    @property
-    def is_stalled(self) -> bool:
-        """Tell whether the lock could not be had the last time."""
-
-    def account(self, name: str) -> Account:
-        """Return the account of a scope, a new one when there was none. Called without the lock. Raises Stalled."""
-
-    def keep(self, names: Set[str]) -> None:
-        """Take note that no other accounts are in use here."""
-
-    def enter(self) -> None:
-        """Take the lock. Raises Stalled."""
-
-    def leave(self) -> None:
-        """Give the lock back."""
-
-    def sweep(self) -> None:
-        """Give back what dead processes held. Raises Stalled."""
-
-    def close(self) -> None:
-        """Let go of the memory."""
 
 
 def monotonic_ms() -> int:
@@ -120,6 +93,10 @@ class Ledger:
         self.reserved += grant.demand.tokens
         self.held += grant.demand.tokens
 
+    def has(self, scope: Scope) -> bool:
+        """Tell whether anything was ever counted here of the limits of `scope`, by this process."""
+        return scope.name in self._accounts
+
     def use(self, scope: Scope) -> Use:
         """Return what was used here of the limits of `scope`. Raises Overloaded as `admit` does."""
         budget = scope.limits.budget
@@ -156,6 +133,12 @@ class Ledger:
         if self._end(grant, 0):
             accounts = self._of(grant)
             self._change(lambda: limits.release(accounts, grant, self._now(), self._unix_time()))
+
+    def gate(self, name: str) -> SharedGate:
+        """Return the gate of an upstream's slots, which all processes at this table share."""
+        # No scope's name holds a character that does not print.
+        account = partial(self._table.account, f"\0{name}")
+        return SharedGate(account, enter=self._enter, leave=self._table.leave, change=self._change, now=self._now)
 
     @property
     def is_stalled(self) -> bool:

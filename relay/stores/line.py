@@ -19,6 +19,9 @@ OPEN_SECONDS: Final = 1.0
 LATE_SECONDS: Final = 0.01
 """A timer that fires this late says that this process had no time, not that Redis had none."""
 
+ANY_SIZE: Final = -1
+"""Of an answer with as many numbers as there are to tell."""
+
 Done = Callable[[Sequence[int] | None], None]
 """Takes the numbers of an answer; None when the line broke, which leaves open whether the script has run."""
 
@@ -114,7 +117,7 @@ class Line:
         self._pump = self._loop.create_task(self._run(connection))
 
     def call(self, script: Script, keys: Sequence[bytes], arguments: Sequence[bytes], count: int, done: Done) -> None:
-        """Run `script`, whose answer has `count` numbers, and hand them to `done`; only while the line is open."""
+        """Run `script`, whose answer has `count` numbers or ANY_SIZE, and hand them to `done`; only while the line is open."""
         self._queue.append(_Call(script, keys, arguments, count, done, self._loop.time()))
         if self._timer is None:
             self._timer = self._loop.call_later(self._timeout, self._look)
@@ -181,7 +184,7 @@ class Line:
             raise ValueError("an answer that is none of our scripts'")
         numbers = list(map(int, answer.split()))
         call = self._sent[0]
-        if len(numbers) != call.size:
+        if len(numbers) != call.size and call.size != ANY_SIZE:
             raise ValueError("an answer that is none of our scripts'")
         self._sent.popleft()
         self._is_extended = False

@@ -28,10 +28,12 @@ _SPEND: Final = Script(scripts.SPEND)
 class News:
     """What is told over one line."""
 
-    __slots__ = ("_bills", "_line", "_spent", "_words", "lost")
+    __slots__ = ("_bills", "_is_shared", "_line", "_spent", "_words", "lost")
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, line: Line, *, is_shared: bool) -> None:
         self._line = line
+        self._is_shared = is_shared
+        """Whether other relays want to hear of it."""
         self.lost: list[Change] = []
         """What Redis has not confirmed; at most one for each request that was in flight when it went away."""
         self._spent: dict[tuple[str, int, int], int] = {}
@@ -55,7 +57,7 @@ class News:
         for scope in scopes:
             known = self._words.get(scope.name)
             if known is None or known[0] is not scope:
-                known = self._words[scope.name] = (scope, key_of(scope.name), limits_text(scope.limits))
+                known = self._words[scope.name] = (scope, key_of(scope.name), limits_text(scope.limits, is_shared=self._is_shared))
             keys.append(known[1])
             words.append(known[2])
         return keys, words
@@ -81,7 +83,10 @@ class News:
                 now = monotonic_ms()
                 lines = [line for entry in told[first : first + CHUNK] for line in lines_of(entry, scope, now, is_renewal=is_renewal)]
                 if lines:
-                    await self._line.ask(_TELL, [key_of(scope.name)], [_lease(scope), *lines])
+                    await self._line.ask(_TELL, [key_of(scope.name)], [self._lease(scope), *lines])
+
+    def _lease(self, scope: Scope) -> bytes:
+        return b"%d %d %d" % (kind_of(scope.limits.budget), LEASE_MS, self._is_shared)
 
     async def settle(self) -> None:
         """Have what ended meanwhile settled. Raises LineBroken."""
@@ -90,7 +95,7 @@ class News:
             if not change.was_sent:
                 # What Redis never saw running it could not settle.
                 for scope in change.entry.demand.scopes:
-                    await self._line.ask(_TELL, [key_of(scope.name)], [_lease(scope), *running_lines(change.entry, scope)])
+                    await self._line.ask(_TELL, [key_of(scope.name)], [self._lease(scope), *running_lines(change.entry, scope)])
                 change.was_sent = True
             keys, words = self.written(change.entry.demand.scopes)
             await self._line.ask(CHANGE, keys, [change.text, *words], SUMS * len(keys))
@@ -103,7 +108,3 @@ class News:
             key, bill = self._bills[-1]
             await self._line.ask(_SPEND, [key], bill)
             self._bills.pop()
-
-
-def _lease(scope: Scope) -> bytes:
-    return b"%d %d" % (kind_of(scope.limits.budget), LEASE_MS)

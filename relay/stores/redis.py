@@ -11,21 +11,25 @@ it had reserved of a budget counts as spent.
 
 import asyncio
 import contextlib
+import itertools
 import secrets
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from relay.policy.limits import Demand, Grant, Limit, Refusal, Scope, Standing
-from relay.policy.shares import KNOWN_MS, Use, share
+from relay.policy.shares import Use
 from relay.policy.sliding import WINDOW_MS
 from relay.stores import scripts
-from relay.stores.entries import LIMITS, Change, Entry, fits, held_of, is_beyond, lowered, shares_of, tighter
+from relay.stores.entries import LIMITS, Change, Entry, fits, held_of, is_beyond, shares_of, tighter
 from relay.stores.ledger import Ledger, monotonic_ms
 from relay.stores.line import Line, LineBroken, Script
 from relay.stores.news import CHANGE, LEASE_MS, SUMS, News
+from relay.stores.totals import Totals
 
-RENEW_SECONDS: Final = 3.0
+TICK_SECONDS: Final = 1.0
+"""How old what is known of others' use may be when Redis goes away."""
+RENEW_TICKS: Final = 3
 """Two renewals may fail before a lease ends."""
 RETRY_SECONDS: Final = 1.0
 """Between two attempts to reach Redis."""
@@ -37,7 +41,7 @@ AWAY_WAIT_MS: Final = 1_000
 _ADMIT: Final = Script(scripts.ADMIT)
 _PROBE: Final = Script(scripts.PROBE)
 _PROBE_KEY: Final = b"{relay}:probe"
-_HEAD: Final = 5
+_HEAD: Final = 7
 _EACH: Final = 6
 
 
@@ -47,17 +51,15 @@ class RedisLimiter:
     def __init__(self, url: str, replicas: int, timeout: float, ledger: Ledger, changed: Callable[[str | None], None]) -> None:
         """Be one of `replicas`; `changed` is told why Redis is away, None when it is back. Raises RedisUnusable."""
         self._line = Line(url, timeout, self._broke)
-        self._news = News(self._line)
+        self._news = News(self._line, is_shared=replicas > 1)
         self._replicas = replicas
         self._ledger = ledger
+        self._totals = Totals(replicas, ledger)
         self._changed = changed
         self._prefix = b"q" + secrets.token_hex(6).encode() + b"-"
         self._number = 0
         self._entries: dict[Grant, Entry] = {}
         self._recent: deque[Entry] = deque()
-        self._totals: dict[str, tuple[int, Use, Use | None]] = {}
-        """By scope, when and what was used by everybody; with other relays also what of it was used here."""
-        self._shares: dict[str, tuple[Scope, Scope, int]] = {}
         self._is_up = False
         self._is_told_away = False
         self._is_first = True
@@ -84,7 +86,7 @@ class RedisLimiter:
         if not self._is_up:
             return self._admit_here(demand, ident, may_be_known=False)
         keys, words = self._news.written(demand.scopes)
-        head = b"%b %d %d %d" % (ident, demand.tokens, demand.cost, LEASE_MS)
+        head = b"%b %d %d %d %d %d" % (ident, demand.tokens, demand.cost, LEASE_MS, demand.least, demand.answer_cost)
         answer: asyncio.Future[Sequence[int] | None] = asyncio.get_running_loop().create_future()
         self._line.call(
             _ADMIT,
@@ -101,11 +103,6 @@ class RedisLimiter:
             raise
         if numbers is None:
             return self._admit_here(demand, ident, may_be_known=True)
-        if not numbers[0] and demand.least:
-            # Asked again with what was left: somebody may come between, who then was first.
-            least = lowered(demand, numbers[_HEAD:])
-            if least.tokens < demand.tokens:
-                return await self.admit(least)
         return self._admitted(demand, ident, numbers)
 
     def debit(self, grant: Grant, tokens: int) -> bool:
@@ -155,17 +152,15 @@ class RedisLimiter:
         """Forget all other scopes, as far as nothing of theirs is held here."""
         wanted = list(scopes)
         self._ledger.know(wanted)
-        names = {scope.name for scope in wanted}
-        self._totals = {name: known for name, known in self._totals.items() if name in names}
-        self._shares.clear()
+        self._totals.know(wanted)
         self._news.forget()
 
     def standings(self) -> Iterator[tuple[Scope, dict[Limit, float], int]]:
         """Yield each scope that was used here with the used shares of its limits, as far as they are known, and its reserved tokens."""
         for scope, shares, reserved in self._ledger.standings():
-            known = self._totals.get(scope.name)
-            if self._is_up and known is not None and monotonic_ms() - known[0] < KNOWN_MS:
-                for limit, part in shares_of(scope.limits, known[1]).items():
+            total = self._totals.of(scope) if self._is_up else None
+            if total is not None:
+                for limit, part in shares_of(scope.limits, total).items():
                     shares[limit] = max(shares.get(limit, 0.0), part)
             yield scope, shares, reserved
 
@@ -190,14 +185,15 @@ class RedisLimiter:
     # Admission
 
     def _admitted(self, demand: Demand, ident: bytes, numbers: Sequence[int]) -> Grant | Refusal:
-        is_in, index, limit, wait, now = numbers[:_HEAD]
+        is_in, index, limit, wait, now, demanded, cost = numbers[:_HEAD]
+        if demand.least:  # it may have been lowered
+            demand = demand._replace(tokens=demanded, cost=cost)
         grant = self._ledger.take(demand) if is_in else None
         requests: Standing | None = None
         tokens: Standing | None = None
         for at, scope in enumerate(demand.scopes):
             count, newest, total, last, slots, used = numbers[_HEAD + _EACH * at : _HEAD + _EACH * (at + 1)]
-            own = self._ledger.use(scope) if self._replicas > 1 else None
-            self._totals[scope.name] = (monotonic_ms(), Use(count, total, slots, used), own)
+            self._totals.note(scope, Use(count, total, slots, used))
             limits = scope.limits
             if scope.key is not None:
                 if limits.rpm is not None:
@@ -212,7 +208,7 @@ class RedisLimiter:
         return grant
 
     def _admit_here(self, demand: Demand, ident: bytes, *, may_be_known: bool) -> Grant | Refusal:
-        answer = self._ledger.try_take(demand._replace(scopes=tuple(self._share(scope) for scope in demand.scopes)))
+        answer = self._ledger.try_take(demand._replace(scopes=tuple(self._totals.part(scope) for scope in demand.scopes)))
         entry = Entry(ident, demand, monotonic_ms(), is_known=may_be_known)
         if isinstance(answer, Grant):
             # Its tokens may have been lowered.
@@ -228,18 +224,6 @@ class RedisLimiter:
         if not fits(scope.limits, answer.limit, demand):
             return answer
         return Refusal(limit=answer.limit, scope=scope, wait_ms=AWAY_WAIT_MS, requests=answer.requests, tokens=answer.tokens)
-
-    def _share(self, scope: Scope) -> Scope:
-        now = monotonic_ms()
-        known = self._shares.get(scope.name)
-        if known is not None and known[0] is scope and now < known[2]:
-            return known[1]
-        at, total, own = self._totals.get(scope.name, (-KNOWN_MS, None, None))
-        is_fresh = now - at < KNOWN_MS
-        part = share(scope.limits, self._replicas, own or self._ledger.use(scope), total, is_fresh=is_fresh)
-        made = Scope(limits=part, key=scope.key, route=scope.route)
-        self._shares[scope.name] = (scope, made, at + KNOWN_MS if is_fresh else now + KNOWN_MS)
-        return made
 
     def _remember(self, grant: Grant, entry: Entry) -> None:
         self._entries[grant] = entry
@@ -309,7 +293,7 @@ class RedisLimiter:
 
     def _away(self, reason: str) -> None:
         self._is_up = False
-        self._shares.clear()
+        self._totals.begin_alone()
         if not self._is_told_away:
             self._is_told_away = True
             self._changed(reason)
@@ -319,18 +303,25 @@ class RedisLimiter:
             try:
                 await self._connect()
                 known.set()
-                while self._line.is_open:
-                    self._stirred.clear()
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(RENEW_SECONDS):
-                            await self._stirred.wait()
-                    if self._line.is_open:
-                        await self._line.ask(_PROBE, [_PROBE_KEY], [])  # tells an idle line that is cut
-                        await self._news.tell(self._entries.values(), is_renewal=True)
+                await self._keep_up()
             except LineBroken as error:
                 self._away(str(error))
             known.set()
             await asyncio.sleep(RETRY_SECONDS)
+
+    async def _keep_up(self) -> None:
+        """Renew leases, and hear what others use, while the line is open. Raises LineBroken."""
+        for tick in itertools.count(1):
+            self._stirred.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TICK_SECONDS):
+                    await self._stirred.wait()
+            if not self._line.is_open:
+                return
+            await self._totals.refresh(self._line)
+            if tick % RENEW_TICKS == 0:
+                await self._line.ask(_PROBE, [_PROBE_KEY], [])  # tells an idle line that is cut
+                await self._news.tell(self._entries.values(), is_renewal=True)
 
     async def _connect(self) -> None:
         """Bring Redis up to date, then let it decide. Raises LineBroken."""
@@ -343,6 +334,7 @@ class RedisLimiter:
             while self._news.is_owed or any(not entry.is_known for entry in self._recent):
                 await self._news.tell([entry for entry in (*self._recent, *self._entries.values()) if not entry.is_known])
                 await self._news.settle()
+            await self._totals.refresh(self._line)
         except LineBroken:
             self._line.close()
             raise
