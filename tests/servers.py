@@ -66,6 +66,8 @@ class Prometheus:
 
     def __init__(self, port: int) -> None:
         self.port = port
+        self.moment: float | None = None
+        """The Unix time that queries are about; None is now."""
 
     @property
     def url(self) -> str:
@@ -81,12 +83,18 @@ class Prometheus:
             return False
 
     def query(self, expression: str) -> list[dict[str, Any]]:
-        """Return the samples of an expression now; raises ValueError with what Prometheus says against it."""
-        return self._ask("query", query=expression)["result"]
+        """Return the samples of an expression at `moment`; raises ValueError with what Prometheus says against it."""
+        when = {} if self.moment is None else {"time": self.moment}
+        return self._ask("query", query=expression, **when)["result"]
 
     def query_range(self, expression: str, start: float, end: float, step: float) -> list[dict[str, Any]]:
         """Return the series of an expression between two Unix times."""
         return self._ask("query_range", query=expression, start=start, end=end, step=step)["result"]
+
+    def exemplars(self, expression: str, start: float, end: float) -> list[dict[str, Any]]:
+        """Return the series of an expression that have exemplars between two Unix times, with these."""
+        found: list[dict[str, Any]] = self._ask("query_exemplars", query=expression, start=start, end=end)
+        return found
 
     def wait_for(self, expression: str, *, within: float = START_SECONDS) -> list[dict[str, Any]]:
         """Ask until there are samples, and return them; its first scrape comes about five seconds after its start."""
@@ -131,6 +139,7 @@ def running_prometheus(directory: Path, targets: Sequence[str], *, rules: str = 
     command = [
         find_program("prometheus"),
         "--config.file=prometheus.yml",
+        "--enable-feature=exemplar-storage",
         "--storage.tsdb.path=data",
         f"--web.listen-address=127.0.0.1:{server.port}",
     ]

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from time import monotonic, time
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from relay import __version__
 from relay.app.accounts import Accounts
@@ -25,10 +25,11 @@ from relay.app.listening import listen, max_connections, serve, url_of
 from relay.app.pages import Pages
 from relay.app.reloading import Read, Reloads, fixed_changes
 from relay.app.running import Running
+from relay.app.tracing import spans_for, unix_offset
 from relay.config.addresses import is_loopback
-from relay.config.keys import with_stored
 from relay.config.listening import needs_keys
-from relay.config.tree import Config, HealthCheck, Key, Kind, Target, Timeouts, Tracing, Upstream, Usage
+from relay.config.stored import with_stored
+from relay.config.tree import Config, HealthCheck, Key, Kind, Target, Timeouts, Upstream, Usage
 from relay.errors import ConnectFailed
 from relay.exchange import Outcome
 from relay.forward import Forwarder
@@ -42,11 +43,13 @@ from relay.policy.targets import Targets
 from relay.providers.openai import OpenAIProvider
 from relay.stores import SLOTS_IDENTITY, TOKENS_IDENTITY
 from relay.stream import HoldBudget
+from relay.telemetry.exemplars import Exemplars
 from relay.telemetry.lag import LagTimer, Lateness
 from relay.telemetry.libraries import LibraryLog
 from relay.telemetry.logs import LogWriter, RequestLog, make_logger, make_request_line
 from relay.telemetry.metrics import Metrics
 from relay.telemetry.observers import Observers
+from relay.telemetry.prompts import PromptLog
 from relay.telemetry.usage import UsageLog
 from relay.transport.credentials import Credentials
 from relay.transport.demo import DemoServer
@@ -55,9 +58,6 @@ from relay.transport.fetch import ask_health, fetch
 from relay.transport.listener import RelayServer
 from relay.transport.upstream import UpstreamPools
 from relay.usage import UsageLedger
-
-if TYPE_CHECKING:
-    from relay.telemetry.spans import Spans
 
 FAST_EXIT_SECONDS: Final = 1.0
 
@@ -81,12 +81,15 @@ class App:
         self._running = Running()
         self._targets = Targets()
         self._targets.know(config)
-        self._turns = Turns(AllSlots() if crew is None else AllSlots(index=crew.index, total=crew.total))
+        self._turns = Turns(AllSlots())
         self._turns.slots.know(config)
         self._metrics = self._counting(config)
         self._usage = None if config.usage is None else _usage_log(config.usage, self._log)
-        self._spans = _spans(config.tracing, self._log)
-        self._observers = Observers(each for each in (self._metrics, self._request_log, self._usage, self._spans) if each is not None)
+        self._spans = spans_for(config.tracing, self._log)
+        exemplars = None if self._spans is None or crew is not None else Exemplars(self._metrics.registry, clock=unix_offset)
+        prompts = PromptLog(self._writer, worker=worker) if config.logs_prompts else None
+        observers = (self._metrics, self._request_log, self._usage, self._spans, exemplars, prompts)
+        self._observers = Observers(each for each in observers if each is not None)
         self._accounts: Accounts | None = None
         self._lateness = Lateness()
         self._lag: LagTimer | None = None
@@ -128,7 +131,7 @@ class App:
         config = self._config = await asyncio.to_thread(self._key_watch.refreshed, self._config)
         directory = config.state_dir or (None if self._crew is None else self._crew.directory)
         self._accounts = Accounts(directory, config.redis, self._log, self._on_limits_change)
-        await self._accounts.start()
+        await self._accounts.start(self._turns.slots)
         sock = listen(config.server.host, config.server.port, is_shared=self._crew is not None)
         await self._start_demo(config)
         forwarder = Forwarder(self._pools, self._running, HoldBudget(), self._targets, self._turns, random.random)
@@ -367,18 +370,6 @@ def _ids() -> Callable[[], str]:
 
 def _usage_log(settings: Usage, log: Any) -> UsageLog:
     return UsageLog(lambda: UsageLedger(settings.store), settings.keep_days * 24, log)
-
-
-def _spans(settings: Tracing, log: Any) -> "Spans | None":
-    """Return what exports spans, None where nobody wants them or the extra for it is missing: a quarter of a second to import."""
-    if settings.otlp is None:
-        return None
-    try:
-        from relay.telemetry.spans import Spans, make_exporter
-    except ImportError:
-        log.warning("tracing", message="no spans are sent: that needs the extra otel (pip install relay[otel])")
-        return None
-    return Spans(make_exporter(settings.otlp), __version__, chance=random.random, clock=lambda: time() - monotonic())
 
 
 def _with_demo(config: Config, url: str) -> Config:

@@ -8,8 +8,8 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from relay.config.keys import Made, load_stored, with_stored
 from relay.config.keystore import KeyStoreBroken, mark_of
+from relay.config.stored import Made, with_stored
 from relay.config.tree import Config, Key
 
 LOOK_SECONDS: Final = 0.5
@@ -40,9 +40,14 @@ class KeyWatch:
         if config.key_store is None:
             return config
         try:
-            return with_stored(config, load_stored(config.key_store, self._known))
+            return with_stored(config, self._load(config.key_store))
         except KeyStoreBroken:  # the watch will tell it
             return config
+
+    def _load(self, path: str) -> dict[bytes, Key]:
+        from relay.config.keys import load_stored  # 12 MB with what it needs: only for who has a store
+
+        return load_stored(path, self._known)
 
     def follow(self, path: str | None) -> None:
         """Watch the store at `path` from now on, none for None; what it holds now is handed over too."""
@@ -75,7 +80,7 @@ class KeyWatch:
             return
         self._is_asked = False
         try:
-            keys = load_stored(path, self._known)
+            keys = self._load(path)
         except KeyStoreBroken as broken:
             self._mark = None  # it may get well without any change, as when a lock is let go
             self._tell(str(broken))

@@ -7,25 +7,25 @@ configuration (EX_CONFIG of sysexits.h, so that a supervisor can tell it from a 
 import argparse
 import contextlib
 import difflib
-import http.client
+import functools
 import json
 import os
 import platform
 import sys
 import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Final
 
 from relay import __version__
-from relay.cli import keys, targets, usage
 from relay.cli.banner import banner
-from relay.cli.exits import BAD_CONFIG, FAILED, INTERRUPTED, OK, PLACES, USAGE, find_file, give_up, hold_standard_files
+from relay.cli.exits import BAD_CONFIG, FAILED, INTERRUPTED, OK, PLACES, USAGE, find_file, give_up, hold_standard_files, say
 from relay.cli.extras import has_sdk
 from relay.cli.parsing import know_themselves
-from relay.config import Config, ConfigInvalid, discover, load, reference, schema
-from relay.config.tree import Slo
+from relay.config import apart
+from relay.config.problems import ConfigInvalid
+from relay.config.tree import Config, Slo
+from relay.usage import UsageBroken, UsageLedger
 
 _COMMANDS: Final = ("serve", "check", "explain", "keys", "rules", "schema", "targets", "usage", "version")
 _OLLAMA: Final = ("127.0.0.1", 11434)
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     if words[0] not in _COMMANDS and not words[0].startswith("-"):
         return _unknown_command(words[0])
     try:
-        options, unknown = _parser().parse_known_args(words)
+        options, unknown = _parser(is_whole=words[0] != "serve").parse_known_args(words)
         if unknown:
             options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     except SystemExit as end:  # argparse has printed what is to be said
@@ -78,7 +78,8 @@ def _give_up_output() -> int:
     return FAILED
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(*, is_whole: bool) -> argparse.ArgumentParser:
+    """Return the parser; unless `is_whole`, without the commands in modules of their own, which `serve` need not import."""
     parser = argparse.ArgumentParser(prog="relay", description="A streaming reverse proxy for LLM APIs. `relay` alone serves.")
     parser.add_argument("--version", action="version", version=f"relay {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -100,9 +101,6 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--json", action="store_true", help="as JSON")
     explain.set_defaults(run=_explain)
 
-    keys.add_parser(commands)
-    targets.add_parser(commands)
-
     rules = commands.add_parser("rules", help="print Prometheus rules", description=_RULES)
     rules.add_argument("-c", "--config", metavar="FILE", help="configuration file; without one, the default promise")
     what = rules.add_mutually_exclusive_group()
@@ -114,7 +112,11 @@ def _parser() -> argparse.ArgumentParser:
     describe.add_argument("--markdown", action="store_true", help="as a page for people, docs/configuration.md")
     describe.set_defaults(run=_schema)
 
-    usage.add_parser(commands)
+    if is_whole:
+        from relay.cli import keys, targets, usage
+
+        for each in (keys, targets, usage):
+            each.add_parser(commands)
 
     version = commands.add_parser("version", help="print versions")
     version.add_argument("--json", action="store_true", help="as JSON")
@@ -142,21 +144,22 @@ def _serve(options: argparse.Namespace) -> int:
     listen: str | None = options.listen
     reload: Callable[[], Config] | None = None
     if file is not None:
-        path = file
-        config = load(path, os.environ, listen=listen)
+        read, reload = apart.begin(file, os.environ, listen=listen), functools.partial(apart.read_again, file, listen)
+        import relay.app  # noqa: F401  # meanwhile: whatever serves needs it
 
-        def reload() -> Config:
-            return load(path, os.environ, listen=listen)
+        config = read()
     else:
+        from relay.config import discover
+
         config = discover(os.environ, has_ollama=_has_ollama(), listen=listen)
 
-    if config.usage is not None and not usage.can_write(config.usage.store):
+    if config.usage is not None and not _can_write(config.usage.store):
         return FAILED
     if config.tracing.is_wanted and not has_sdk():
         print("relay: tracing.otlp needs the extra otel: pip install 'relay[otel]'", file=sys.stderr)
         return FAILED
     if config.server.workers == 1:
-        from relay.app import run  # half of the start-up time: only what serves pays for it
+        from relay.app import run  # most of the start-up time: only what serves pays for it
     else:
         from relay.workers import run
 
@@ -173,11 +176,23 @@ def _serve(options: argparse.Namespace) -> int:
     return code
 
 
+def _can_write(path: str) -> bool:
+    """Make the ledger where there is none; tell a person when that cannot be done."""
+    try:
+        UsageLedger(path).close()
+    except UsageBroken as broken:
+        say(f"relay: usage.store: {broken}")
+        return False
+    return True
+
+
 def _check(options: argparse.Namespace) -> int:
     file: str | None = options.file or find_file()
     if file is None:
         print(f"relay check: no file given, and none of {', '.join(PLACES)} is there", file=sys.stderr)
         return USAGE
+    from relay.config import load
+
     config = load(file, os.environ)
     for warning in config.warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -192,6 +207,7 @@ def _check(options: argparse.Namespace) -> int:
 
 def _explain(options: argparse.Namespace) -> int:
     from relay.cli.explain import explain  # the other commands do without the rooms it reads
+    from relay.config import discover, load
 
     file: str | None = options.config or find_file()
     config = load(file, os.environ) if file is not None else discover(os.environ, has_ollama=False)
@@ -216,6 +232,7 @@ def _read(file: str) -> bytes:
 
 
 def _rules(options: argparse.Namespace) -> int:
+    from relay.config import load
     from relay.telemetry.rule_tests import make_rule_tests
     from relay.telemetry.rules import make_rules, to_yaml
 
@@ -229,6 +246,8 @@ def _rules(options: argparse.Namespace) -> int:
 
 
 def _schema(options: argparse.Namespace) -> int:
+    from relay.config import reference, schema
+
     print(reference() if options.markdown else json.dumps(schema(), indent=2))
     return OK
 
@@ -243,6 +262,8 @@ def _version(options: argparse.Namespace) -> int:
 
 
 def _installed(name: str) -> str | None:
+    from importlib import metadata  # with all that it needs, two megabytes that a relay which serves need not hold
+
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -251,6 +272,8 @@ def _installed(name: str) -> str | None:
 
 def _has_ollama() -> bool:
     """Ask once whether an Ollama answers at its usual address."""
+    import http.client
+
     connection = http.client.HTTPConnection(*_OLLAMA, timeout=_PROBE_SECONDS)
     # Whatever goes wrong here means that there is none.
     with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):

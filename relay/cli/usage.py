@@ -16,7 +16,7 @@ from relay.cli.tables import table
 from relay.cli.written import parse_span
 from relay.config.outline import Outline, outline
 from relay.config.problems import did_you_mean
-from relay.usage import BY, HOUR, SUMS, Line, UsageBroken, UsageLedger, report
+from relay.usage import BY, HOUR, SUMS, Line, UsageBroken, report
 
 _ABOUT: Final = (
     "Tell what was used, in sums by hour. cached is part of input, reasoning part of output; estimated is what of both was not"
@@ -37,16 +37,6 @@ def add_parser(commands: Any) -> None:
     usage.add_argument("-c", "--config", metavar="FILE", help="configuration file")
     usage.add_argument("--store", metavar="FILE", help="file of the ledger; default: the one that the configuration names")
     usage.set_defaults(run=_run)
-
-
-def can_write(path: str) -> bool:
-    """Make the ledger where there is none; tell a person when that cannot be done."""
-    try:
-        UsageLedger(path).close()
-    except UsageBroken as broken:
-        say(f"relay: usage.store: {broken}")
-        return False
-    return True
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -14,10 +14,8 @@ from relay.config.keystore import KeyStoreBroken, parse_settings, read_settings,
 from relay.config.problems import Path, did_you_mean, shown
 from relay.config.report import Report
 from relay.config.sections import Draft, complaint
-from relay.config.tree import Config, Key
-
-Made = dict[tuple[str, str], tuple[tuple[bytes, Key], ...]]
-"""What a name and its stored settings became: the key under each of its digests."""
+from relay.config.stored import Made, joined
+from relay.config.tree import Key
 
 _WEAK: Final = 16
 """Fewer characters than this can be guessed."""
@@ -75,17 +73,6 @@ def checked(path: str, name: str, settings: Mapping[str, object]) -> models.Key:
         raise KeyStoreBroken(f'{path}: key "{shown(name)}": {where}: {complaint(first)}') from None
 
 
-def with_stored(config: Config, stored: Mapping[bytes, Key]) -> Config:
-    """Return `config` with the store's part of its keys replaced."""
-    return replace(config, keys=_joined({digest: key for digest, key in config.keys.items() if not key.is_stored}, stored))
-
-
-def _joined(own: Mapping[bytes, Key], stored: Mapping[bytes, Key]) -> dict[bytes, Key]:
-    """Join both; a name or digest that the file has is the file's."""
-    names = {key.name for key in own.values()}
-    return {**{digest: key for digest, key in stored.items() if key.name not in names}, **own}
-
-
 def _with_stored(own: dict[bytes, Key], store: str, draft: Draft, report: Report) -> dict[bytes, Key]:
     path: Path = ("keys", "store")
     try:
@@ -101,7 +88,7 @@ def _with_stored(own: dict[bytes, Key], store: str, draft: Draft, report: Report
     for key in stored.values():
         for route in sorted((key.routes or frozenset()) - draft.routes.keys()):
             report.warn(path, f'the key "{shown(key.name)}" names the route "{shown(route)}", which is not there')
-    return _joined(own, stored)
+    return joined(own, stored)
 
 
 def _digests(name: str, settings: models.Key, digest: bytes | None) -> Iterator[tuple[bytes, Key]]:

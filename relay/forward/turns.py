@@ -6,22 +6,27 @@ A request waits once and for a bounded time in all, however many targets it queu
 import asyncio
 from collections.abc import Mapping
 from time import monotonic
+from typing import Final
 
 from relay.config.tree import Target
 from relay.errors import Draining
 from relay.exchange import Exchange
 from relay.policy.slots import AllSlots, Claim, Holds
 
+LOOK_SECONDS: Final = 0.01
+"""How late a slot is taken that another process has given back: little beside any answer, and a thousandth of a core's time."""
+
 
 class Turns:
     """Gets exchanges their slots."""
 
-    __slots__ = ("_queued", "_waiting", "slots")
+    __slots__ = ("_looking", "_queued", "_waiting", "slots")
 
     def __init__(self, slots: AllSlots) -> None:
         self.slots = slots
         self._waiting: set[asyncio.Future[None]] = set()
         self._queued: dict[str, int] = {}
+        self._looking: asyncio.TimerHandle | None = None
 
     @property
     def queued(self) -> Mapping[str, int]:
@@ -52,13 +57,20 @@ class Turns:
     def take_free(self, target: Target) -> Claim | None:
         """Take a slot that is free now."""
         slots = self.slots.of(target.upstream.name)
-        return None if slots.is_full else slots.claim()
+        claim = None if slots.is_full else slots.claim()
+        if claim is not None and claim.holds is not Holds.SLOT:
+            # Another process was quicker.
+            claim.give()
+            return None
+        return claim
 
     async def _wait(self, claim: Claim, seconds: float) -> bool:
         """Sleep until `claim` is a slot; False, and nothing is held any more, when that takes too long."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         claim.on_slot = lambda: None if turn.done() else turn.set_result(None)
         self._waiting.add(turn)
+        if self.slots.are_shared and self._looking is None:
+            self._look()
         try:
             async with asyncio.timeout(max(seconds, 0.0)):
                 await turn
@@ -74,6 +86,13 @@ class Turns:
         finally:
             self._waiting.discard(turn)
         return True
+
+    def _look(self) -> None:
+        """Look now and then, while anybody waits, whether other processes have given slots back."""
+        self._looking = None
+        if self._waiting:
+            self.slots.serve()
+            self._looking = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
 
     def dismiss(self) -> None:
         """Let nobody wait any longer: the relay stops."""

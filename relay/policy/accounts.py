@@ -7,6 +7,7 @@ from typing import Final
 
 from relay.config.tree import Budget, Period
 from relay.policy.periods import period_of
+from relay.policy.shares import Use
 from relay.policy.sliding import WINDOW_CELLS, Cells, SlidingWindow
 
 MAX_WORKERS: Final = 512
@@ -51,6 +52,23 @@ class Account:
             cells[_HELD] += budget
             cells[column + _HELD] += budget
 
+    def queue(self, since: int) -> None:
+        """Note since when somebody of this process waits for a slot; 0 for nobody. For accounts of slots alone, which hold no budget."""
+        self.hold(0, since - self.cells[self._column + _HELD], 0)
+
+    def is_behind(self, since: int, not_before: int) -> bool:
+        """Tell whether in another process somebody waits for longer than `since`, and not since before `not_before`."""
+        cells, own = self.cells, self._column
+        if cells[_HELD] == cells[own + _HELD]:
+            return False
+        stamps = ((cells[column + _HELD], column) for column in range(_COLUMNS, _REQUEST_WINDOW, _COLUMN_CELLS))
+        return any(stamp and not_before <= stamp and (stamp, column) < (since, own) for stamp, column in stamps)
+
+    @property
+    def is_awaited(self) -> bool:
+        """Tell whether anybody waits for a slot, in any process."""
+        return self.cells[_HELD] != 0
+
     def reclaim(self, worker: int) -> bool:
         """Give back what the process `worker`, which is dead, held; tell whether that was anything.
 
@@ -75,7 +93,10 @@ class Account:
 
     def _sum(self) -> None:
         for kind in (_SLOTS, _TOKENS, _HELD):
-            self.cells[kind] = sum(self.cells[_COLUMNS + _COLUMN_CELLS * worker + kind] for worker in range(MAX_WORKERS))
+            self.cells[kind] = self._sum_of(kind)
+
+    def _sum_of(self, kind: int) -> int:
+        return sum(self.cells[_COLUMNS + _COLUMN_CELLS * worker + kind] for worker in range(MAX_WORKERS))
 
     @property
     def own(self) -> tuple[int, int]:
@@ -100,6 +121,15 @@ class Account:
     def left(self, budget: Budget, unix_time: float) -> int:
         """Return what is neither spent nor reserved of `budget`; negative when more was used than it allows."""
         return budget.amount - self.spent(budget, unix_time) - self.cells[_HELD]
+
+    def peek(self, budget: Budget | None, now: int, unix_time: float) -> Use:
+        """Return what was used by all, and change nothing: for who has not the lock. A writer under way may make it wrong by one change."""
+        cells = self.cells
+        used = 0
+        if budget is not None and cells[_KIND] == kind_of(budget):
+            is_current = period_of(budget.period, unix_time) <= cells[_PERIOD]
+            used = self._sum_of(_HELD) + (cells[_SPENT] if is_current else 0)
+        return Use(self.requests.peek(now), self.tokens.peek(now), self._sum_of(_SLOTS), used)
 
     def spend(self, budget: Budget, amount: int, unix_time: float) -> None:
         """Count `amount` as used, unless the budget has come to count something else meanwhile."""

@@ -1,7 +1,6 @@
 """What Redis is told of requests, and what its answers say of limits."""
 
 from collections.abc import Iterator, Sequence
-from math import ceil
 from typing import Final
 
 from relay.config.tree import Limits
@@ -12,8 +11,6 @@ from relay.policy.sliding import WINDOW_MS
 
 LIMITS: Final = (Limit.RPM, Limit.TPM, Limit.CONCURRENCY, Limit.BUDGET)
 """In the order in which the scripts number them."""
-_EACH: Final = 6
-"""Numbers for each scope in the answer to an admission."""
 
 
 class Entry:
@@ -106,25 +103,6 @@ def tighter(known: Standing | None, limit: int, used: int, newest: int, now: int
     if known is not None and known.remaining <= remaining:
         return known
     return Standing(limit, max(0, remaining), max(0, newest + WINDOW_MS - now) if newest else 0)
-
-
-def lowered(demand: Demand, numbers: Sequence[int]) -> Demand:
-    """Return the demand with no more tokens than were left by the answer's `numbers` for its scopes, or with the least it can do with."""
-    tokens = demand.tokens
-    for at, scope in enumerate(demand.scopes):
-        limits = scope.limits
-        total, used = numbers[_EACH * at + 2], numbers[_EACH * at + 5]
-        if limits.tpm is not None:
-            tokens = min(tokens, limits.tpm - total)
-        if limits.budget is not None:
-            left = limits.budget.amount - used
-            if not limits.budget.is_money:
-                tokens = min(tokens, left)
-            elif demand.cost > left and demand.answer_cost:
-                tokens = min(tokens, demand.tokens - ceil((demand.cost - left) / demand.answer_cost))
-    tokens = max(tokens, demand.least)
-    cost = max(0, demand.cost - (demand.tokens - tokens) * demand.answer_cost)
-    return demand._replace(tokens=tokens, cost=cost, least=0)
 
 
 def fits(limits: Limits, limit: Limit, demand: Demand) -> bool:

@@ -21,7 +21,7 @@ from relay.policy.limits import Demand, Grant, Limit, Refusal, Scope, Standing
 from relay.policy.shares import Use
 from relay.policy.sliding import WINDOW_MS
 from relay.stores import scripts
-from relay.stores.entries import LIMITS, Change, Entry, fits, held_of, is_beyond, lowered, shares_of, tighter
+from relay.stores.entries import LIMITS, Change, Entry, fits, held_of, is_beyond, shares_of, tighter
 from relay.stores.ledger import Ledger, monotonic_ms
 from relay.stores.line import Line, LineBroken, Script
 from relay.stores.news import CHANGE, LEASE_MS, SUMS, News
@@ -41,7 +41,7 @@ AWAY_WAIT_MS: Final = 1_000
 _ADMIT: Final = Script(scripts.ADMIT)
 _PROBE: Final = Script(scripts.PROBE)
 _PROBE_KEY: Final = b"{relay}:probe"
-_HEAD: Final = 5
+_HEAD: Final = 7
 _EACH: Final = 6
 
 
@@ -86,7 +86,7 @@ class RedisLimiter:
         if not self._is_up:
             return self._admit_here(demand, ident, may_be_known=False)
         keys, words = self._news.written(demand.scopes)
-        head = b"%b %d %d %d" % (ident, demand.tokens, demand.cost, LEASE_MS)
+        head = b"%b %d %d %d %d %d" % (ident, demand.tokens, demand.cost, LEASE_MS, demand.least, demand.answer_cost)
         answer: asyncio.Future[Sequence[int] | None] = asyncio.get_running_loop().create_future()
         self._line.call(
             _ADMIT,
@@ -103,11 +103,6 @@ class RedisLimiter:
             raise
         if numbers is None:
             return self._admit_here(demand, ident, may_be_known=True)
-        if not numbers[0] and demand.least:
-            # Asked again with what was left: somebody may come between, who then was first.
-            least = lowered(demand, numbers[_HEAD:])
-            if least.tokens < demand.tokens:
-                return await self.admit(least)
         return self._admitted(demand, ident, numbers)
 
     def debit(self, grant: Grant, tokens: int) -> bool:
@@ -190,7 +185,9 @@ class RedisLimiter:
     # Admission
 
     def _admitted(self, demand: Demand, ident: bytes, numbers: Sequence[int]) -> Grant | Refusal:
-        is_in, index, limit, wait, now = numbers[:_HEAD]
+        is_in, index, limit, wait, now, demanded, cost = numbers[:_HEAD]
+        if demand.least:  # it may have been lowered
+            demand = demand._replace(tokens=demanded, cost=cost)
         grant = self._ledger.take(demand) if is_in else None
         requests: Standing | None = None
         tokens: Standing | None = None

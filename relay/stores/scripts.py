@@ -113,12 +113,13 @@ end
 ADMIT: Final = (
     _COMMON
     + """
--- ARGV: 'id tokens cost lease', then for each key 'rpm tpm concurrency budget kind is_shared', -1 for no limit.
--- Answer: 'admitted scope limit wait now', then for each key 'requests newest tokens newest slots used'.
-local head = words(ARGV[1])
-local id, tokens, cost, lease = head[1], head[2], head[3], head[4]
+-- ARGV: 'id tokens cost lease least answer_cost', then for each key 'rpm tpm concurrency budget kind is_shared', -1 for no limit.
+-- Where `least` is not 0 the tokens may be lowered to what is left, down to it; each one less costs `answer_cost` less.
+-- Answer: 'admitted scope limit wait now tokens cost', then for each key 'requests newest tokens newest slots used'.
+local id, tokens, cost, lease, least, answer_cost = unpack(words(ARGV[1]))
 local NEVER = math.huge
-local worst, scope, limit = -1, -1, -1
+local PAGE = 50
+local worst, scope, limit
 local found = {}
 
 local function refuse(wait, i, which)
@@ -130,61 +131,88 @@ local function score(key, from, to)
   return tonumber(got[2])
 end
 
-for i, k in ipairs(KEYS) do
-  local l = words(ARGV[i + 1])
-  local rpm, tpm, concurrency, budget, kind = l[1], l[2], l[3], l[4], l[5]
-  purge(k, kind)
-  local requests, sum, slots, used = 0, 0, 0, 0
-  if rpm >= 0 then
-    requests = redis.call('ZCARD', k .. ':r')
-    local need = requests + 1 - rpm
-    if need > 0 then refuse(need > requests and NEVER or score(k .. ':r', need - 1, need - 1) + WINDOW - now, i, 0) end
-  end
-  if tpm >= 0 then
-    sum = tonumber(redis.call('HGET', k .. ':a', 'sum')) or 0
-    local need = sum + tokens - tpm
-    if tokens > 0 and need > 0 then
-      local wait = NEVER
-      if need <= sum then
-        for _, each in ipairs(redis.call('ZRANGE', k .. ':t', 0, -1)) do
-          need = need - (tonumber(redis.call('HGET', k .. ':a', each)) or 0)
-          if need <= 0 then
-            wait = tonumber(redis.call('ZSCORE', k .. ':t', each)) + WINDOW - now
-            break
-          end
-        end
-      end
-      refuse(wait, i, 1)
+local function wait_for_tokens(k, need, sum)
+  if need > sum then return NEVER end
+  for first = 0, redis.call('ZCARD', k .. ':t') - 1, PAGE do
+    local each = redis.call('ZRANGE', k .. ':t', first, first + PAGE - 1)
+    for at, amount in ipairs(redis.call('HMGET', k .. ':a', unpack(each))) do
+      need = need - (tonumber(amount) or 0)
+      if need <= 0 then return tonumber(redis.call('ZSCORE', k .. ':t', each[at])) + WINDOW - now end
     end
   end
-  if concurrency >= 0 then
-    slots = redis.call('ZCARD', k .. ':l')
-    if slots >= concurrency then refuse(1000, i, 2) end
-  end
-  if kind > 0 then
-    used = used_of(k, kind)
-    local asked = math.max(1, kind % 2 == 0 and cost or tokens)
-    if asked > budget then
-      refuse(NEVER, i, 3)
-    elseif asked > budget - used then
-      local days = kind <= 2 and 1 or 0
-      if days == 0 then
-        -- At most 31 steps, and only for a refusal.
-        local this = period(kind)
-        local first = time[1]
-        repeat
-          days = days + 1
-          time[1] = first + days * 86400
-        until period(kind) ~= this
-        time[1] = first
-      end
-      refuse((math.floor(time[1] / 86400) + days) * 86400000 - now, i, 3)
-    end
-  end
-  found[i] = { l, requests, sum, slots, used }
+  return NEVER
 end
 
-local parts = { worst < 0 and 1 or 0, scope, limit, worst == NEVER and -1 or worst, now }
+local function wait_for_budget(kind)
+  local days = kind <= 2 and 1 or 0
+  if days == 0 then
+    -- At most 31 steps, and only for a refusal.
+    local this = period(kind)
+    local first = time[1]
+    repeat
+      days = days + 1
+      time[1] = first + days * 86400
+    until period(kind) ~= this
+    time[1] = first
+  end
+  return (math.floor(time[1] / 86400) + days) * 86400000 - now
+end
+
+local function judge()
+  worst, scope, limit = -1, -1, -1
+  for i, k in ipairs(KEYS) do
+    local l, requests, sum, slots, used = unpack(found[i])
+    local rpm, tpm, concurrency, budget, kind = unpack(l)
+    if rpm >= 0 then
+      local need = requests + 1 - rpm
+      if need > 0 then refuse(need > requests and NEVER or score(k .. ':r', need - 1, need - 1) + WINDOW - now, i, 0) end
+    end
+    if tpm >= 0 and tokens > 0 and sum + tokens > tpm then refuse(wait_for_tokens(k, sum + tokens - tpm, sum), i, 1) end
+    if concurrency >= 0 and slots >= concurrency then refuse(1000, i, 2) end
+    if kind > 0 then
+      local asked = math.max(1, kind % 2 == 0 and cost or tokens)
+      if asked > budget then
+        refuse(NEVER, i, 3)
+      elseif asked > budget - used then
+        refuse(wait_for_budget(kind), i, 3)
+      end
+    end
+  end
+end
+
+local function lower()
+  local less = tokens
+  for i = 1, #KEYS do
+    local l, requests, sum, slots, used = unpack(found[i])
+    local rpm, tpm, concurrency, budget, kind = unpack(l)
+    local left = budget - used
+    if tpm >= 0 then less = math.min(less, tpm - sum) end
+    if kind % 2 == 1 then
+      less = math.min(less, left)
+    elseif kind > 0 and cost > left and answer_cost > 0 then
+      less = math.min(less, tokens - math.ceil((cost - left) / answer_cost))
+    end
+  end
+  less = math.max(less, least)
+  cost = math.max(0, cost - (tokens - less) * answer_cost)
+  tokens = less
+end
+
+for i, k in ipairs(KEYS) do
+  local l = words(ARGV[i + 1])
+  purge(k, l[5])
+  local requests = l[1] >= 0 and redis.call('ZCARD', k .. ':r') or 0
+  local sum = l[2] >= 0 and tonumber(redis.call('HGET', k .. ':a', 'sum')) or 0
+  local slots = l[3] >= 0 and redis.call('ZCARD', k .. ':l') or 0
+  found[i] = { l, requests, sum, slots, l[5] > 0 and used_of(k, l[5]) or 0 }
+end
+judge()
+if worst >= 0 and least > 0 then
+  lower()
+  judge()
+end
+
+local parts = { worst < 0 and 1 or 0, scope, limit, worst == NEVER and -1 or worst, now, tokens, cost }
 for i, k in ipairs(KEYS) do
   local l, requests, sum, slots, used = unpack(found[i])
   local newest, last = 0, 0
@@ -211,7 +239,7 @@ for i, k in ipairs(KEYS) do
   if last == 0 and l[2] >= 0 then last = score(k .. ':t', -1, -1) or 0 end
   for _, each in ipairs({ requests, newest, sum, last, slots, used }) do parts[#parts + 1] = string.format('%.0f', each) end
 end
-for i = 1, 5 do parts[i] = string.format('%.0f', parts[i]) end
+for i = 1, 7 do parts[i] = string.format('%.0f', parts[i]) end
 return table.concat(parts, ' ')
 """
 )

@@ -16,7 +16,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.utils import floatToGoString
 
-from relay.telemetry.registry import Family, Histogram, Kind, Registry
+from relay.telemetry.registry import Exemplar, Family, Histogram, Kind, Registry
 
 SLICE_LINES: Final = 100
 """Lines of one slice: about 0.05 ms, and 0.2 ms the first time, when the names of the series are put together."""
@@ -39,7 +39,9 @@ def expose(registry: Registry, *, is_openmetrics: bool) -> Iterator[bytes]:
         for labels, series in found:
             if not series.lines:
                 series.lines = _beginnings(family, labels, series.bounds if isinstance(series, Histogram) else None)
-            if isinstance(series, Histogram):
+            if isinstance(series, Histogram) and series.exemplars is not None and is_openmetrics:
+                lines.extend(_with_exemplars(series, series.exemplars))
+            elif isinstance(series, Histogram):
                 total = 0
                 for line, count in zip(series.lines, series.counts, strict=False):  # two more lines than buckets
                     total += count
@@ -96,6 +98,17 @@ class CrewPage:
         """Return the exposition; as OpenMetrics it ends with the end mark."""
         page: bytes = generate_openmetrics(self) if is_openmetrics else generate_latest(self)  # type: ignore[no-untyped-call]  # `collect` is all they call
         return page
+
+
+def _with_exemplars(series: Histogram, exemplars: Mapping[int, Exemplar]) -> Iterator[str]:
+    total = 0
+    for place, count in enumerate(series.counts):
+        total += count
+        found = exemplars.get(place)
+        told = "" if found is None else f' # {{trace_id="{found.trace}"}} {found.value!r} {found.unix_time:.3f}'
+        yield f"{series.lines[place]}{total}{told}\n"
+    yield f"{series.lines[-2]}{total}\n"
+    yield f"{series.lines[-1]}{series.sum!r}\n"
 
 
 def _text(value: float) -> str:

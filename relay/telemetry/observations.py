@@ -27,7 +27,7 @@ class _Series:
         self.upstream = registry.fold("upstream", summary.upstream or "") if summary.attempts else ""
         operation, stream, outcome = summary.request.operation, flag(summary.is_stream), summary.outcome
         self.requests = registry.number(f.REQUESTS, operation, route, stream, str(summary.status), outcome)
-        self.duration = registry.histogram(f.REQUEST_DURATION, operation, route, stream, _RESULTS[outcome])
+        self.duration = registry.histogram(f.REQUEST_DURATION, operation, route, stream, RESULTS[outcome])
         self.key_requests = None if key is None else registry.number(f.KEY_REQUESTS, key, outcome)
         self.tokens: dict[tuple[str, str], tuple[Number, Number | None]] = {}
         """All tokens and the key's, by kind and source: made when there are some."""
@@ -191,5 +191,5 @@ _USUAL_CODE: Final[Mapping[Outcome, str]] = {
     Outcome.CLIENT_STALLED: "200",
     Outcome.LIMIT_REACHED: "200",
 }
-_RESULTS: Final = {outcome.value: "good" if outcome in GOOD else "bad" if outcome in BAD else "not_counted" for outcome in Outcome}
+RESULTS: Final = {outcome.value: "good" if outcome in GOOD else "bad" if outcome in BAD else "not_counted" for outcome in Outcome}
 """The label `result`, by outcome."""

@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -81,15 +81,26 @@ class Number:
         self.value = value
 
 
+class Exemplar(NamedTuple):
+    """One observation that can be looked up."""
+
+    trace: str
+    """32 hexadecimal digits."""
+    value: float
+    unix_time: float
+
+
 class Histogram:
     """One series of a histogram: observations by bucket (not yet added up), the last one without a bound, and their sum."""
 
-    __slots__ = ("bounds", "counts", "lines", "sum")
+    __slots__ = ("bounds", "counts", "exemplars", "lines", "sum")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
+        self.exemplars: dict[int, Exemplar] | None = None
+        """By bucket, where somebody keeps them; they stay in this process."""
         self.lines: tuple[str, ...] = ()
         """The beginnings of its lines in an exposition, kept by who renders."""
 

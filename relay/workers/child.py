@@ -10,11 +10,10 @@ import random
 import signal
 import socket
 import subprocess
-import sys
-from pathlib import Path
 from time import monotonic
 from typing import Any, Final, Protocol
 
+from relay.config.apart import python_command
 from relay.workers.channel import Channel
 from relay.workers.messages import Begin, Counted, Drain, LimitsChanged, Message, Ready
 from relay.workers.restarts import GIVE_UP_DEATHS, GIVE_UP_SECONDS, Restarts
@@ -109,7 +108,12 @@ class Child:
         gone = asyncio.Event()
         try:
             self._process = await asyncio.create_subprocess_exec(
-                *_command(self.index, theirs.fileno()), stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),), process_group=0
+                *python_command("relay.workers"),
+                str(self.index),
+                str(theirs.fileno()),
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                process_group=0,
             )
         except OSError:
             ours.close()
@@ -183,10 +187,3 @@ class Child:
             with contextlib.suppress(ProcessLookupError):  # it has ended in this moment
                 # Not `send_signal`: that looks after the process first, and what it died of is then lost to who waits for it.
                 os.kill(self._process.pid, number)
-
-
-def _command(index: int, descriptor: int) -> list[str]:
-    # As this process was started: from a folder (`python -m relay`), or installed, when a folder must not get in between.
-    path = [] if sys.path[0] in ("", str(Path.cwd())) else ["-P"]
-    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # what multiprocessing uses as well
-    return [sys.executable, *flags, *path, "-m", "relay.workers", str(index), str(descriptor)]

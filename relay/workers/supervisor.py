@@ -285,14 +285,6 @@ class Supervisor:
     def _tell_about(self, config: Config) -> None:
         for warning in config.warnings:
             self._log.warning("configuration", message=warning)
-        count = len(self._children)
-        for upstream in config.upstreams.values():
-            few = upstream.limits.concurrency
-            if few is not None and few < count:
-                message = (
-                    f"upstreams.{upstream.name}.limits.concurrency: {few} is less than the {count} workers, of which each may make one call"
-                )
-                self._log.warning("configuration", message=message)
         fixed = fixed_changes(config, self._bound)
         if fixed and config is not self._config:
             self._log.warning("reload", message=f"{', '.join(fixed)} cannot change while the relay runs; restart it")

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from relay.config.keys import Made, load_stored, with_stored
+from relay.config.keys import load_stored
 from relay.config.keystore import KeyExists, KeyStore, KeyStoreBroken, StoredKey, mark_of, read_store
+from relay.config.stored import Made, with_stored
 from relay.config.tree import Key
 from tests.config.loading import CANARY, ROUTE, UPSTREAM, Loading
 

@@ -46,6 +46,23 @@ async def test_what_was_used_at_one_relay_is_missing_at_the_other(
     assert code_of(await ask(third, max_tokens=1)) == "budget_exhausted", "a relay that comes later knows it too"
 
 
+async def test_an_answer_is_clamped_to_what_another_relay_has_left(
+    relay_with: RelayWith, upstream: ScriptedUpstream, redis: RedisServer
+) -> None:
+    upstream.answers(json_answer(ANSWER | {"usage": {"prompt_tokens": 400, "completion_tokens": 100, "total_tokens": 500}}))
+    told = config(upstream, limits={"tpm": 1000}, redis={"url": redis.url, "replicas": 2, "timeout": PATIENT})
+    told["routes"]["fast"] = {"to": "mine/m", "on_limit": "clamp"}
+    first, second = [await relay_with(told) for _ in range(2)]
+    answer = await ask(first, max_tokens=600)
+    assert (answer.status, answer.header("x-relay-max-tokens")) == (200, None), "it fits"
+    await first.settled()
+    answer = await ask(second, max_tokens=600)
+    lowered = int(answer.header("x-relay-max-tokens") or 0)
+    assert 400 < lowered < 500, "500 are left, less the prompt"
+    assert upstream.requests[1].json()["max_tokens"] == lowered
+    assert answer.header("x-ratelimit-remaining-tokens") == b"0"
+
+
 async def test_slots_of_a_killed_relay_come_back_with_their_lease(
     relay_with: RelayWith, upstream: ScriptedUpstream, redis: RedisServer
 ) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -232,3 +233,16 @@ async def test_series_follow_the_routes_and_their_bounds_wait_for_a_restart(rela
     assert not after.has("relay_requests_total", route="gone") and not after.has("relay_target_health", route="gone")
     assert after.has("relay_requests_total", route="name", outcome="upstream_cut")
     assert after.value("relay_requests_forgotten_total") == 1
+
+
+async def test_what_reads_the_file_is_never_in_the_process_that_serves(relay_with: RelayWith, upstream: ScriptedUpstream) -> None:
+    answers(upstream, "old", "new")
+    relay = await relay_with(named(upstream, "old"))
+    maps = Path(f"/proc/{relay.pid}/maps")
+    if not maps.exists():  # other systems do not tell
+        return
+    assert "httptools" in maps.read_text()
+    assert "pydantic" not in maps.read_text()
+    await reload(relay, named(upstream, "new"), result="ok")
+    assert await answer(relay) == (200, "new")
+    assert "pydantic" not in maps.read_text()

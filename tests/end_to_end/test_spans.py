@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from tests.conftest import RelayWith
 from tests.end_to_end.test_tracing import SPAN, TRACE, parent_of
@@ -166,3 +167,20 @@ async def test_a_collector_that_is_gone_disturbs_nobody(relay_with: RelayWith, u
     begun = time.monotonic()
     await relay.stop(is_quiet=False)
     assert time.monotonic() - begun < 15
+
+
+async def test_the_times_of_a_recorded_request_lead_to_its_trace(relay: RelayProcess, shared_upstream: ScriptedUpstream) -> None:
+    shared_upstream.route("exemplary", sse(chat_stream("Hello")))
+    assert (await relay.post(CHAT, request("exemplary"), SAMPLED)).status == 200
+    await relay.wait_log("request", model="exemplary")
+    async with await relay.connect() as client:
+        await client.request("GET", "/metrics", [("Accept", "application/openmetrics-text")])
+        page = (await client.read_response(method="GET")).body.decode()
+    found = {
+        sample.name: sample.exemplar.labels["trace_id"]
+        for family in text_string_to_metric_families(page)
+        for sample in family.samples
+        if sample.exemplar is not None and sample.exemplar.labels["trace_id"] == TRACE
+    }
+    assert set(found) == {"relay_request_duration_seconds_bucket", "relay_time_to_first_token_seconds_bucket"}
+    assert "trace_id" not in (await relay.get("/metrics")).body.decode()

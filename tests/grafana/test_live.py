@@ -22,14 +22,18 @@ from relay.config.tree import Slo
 from relay.exchange import Outcome
 from relay.telemetry.rules import make_rules, to_yaml
 from tests.conftest import RelayWith
+from tests.fakes.collector import running_collector
 from tests.fakes.upstream import ScriptedUpstream
 from tests.grafana.expressions import panels, selectors, substituted
 from tests.grafana.rare import bring_about, of_crew, with_rare
 from tests.servers import ROOT, Prometheus, running_prometheus
 
 KEYS: Final = ("sk-demo-alice", "sk-demo-bob")
-LOAD_SECONDS: Final = 10.0
+LOAD_SECONDS: Final = 12.0
+"""Long enough to meet an outage of five seconds in fifteen, whenever the load begins."""
 WORKERS: Final = 8
+EVALUATION_SECONDS: Final = 1.0
+"""Between two evaluations of the rules."""
 INTERVAL: Final = "30s"
 """For `$__rate_interval` and `$__range`: the whole test."""
 OUTCOMES: Final = frozenset(outcome.value for outcome in Outcome)
@@ -67,7 +71,8 @@ async def prometheus(
     folder = tmp_path_factory.mktemp("prometheus")
     config["keys"]["bob"]["limits"]["rpm"] = 20  # so few that the load meets it
     config["routes"]["hedged"]["hedge"]["at_most"] = "50%"  # a share of so few requests is none
-    with flaky_upstream() as url:
+    with flaky_upstream() as url, running_collector() as collector:
+        config["tracing"] = {"otlp": collector.url}
         env = {"LOAD_URL": url}
         relay = await shared_relay_with(with_rare(config, shared_upstream), env=env, module="tests.fakes.buggy", is_quiet=False)
         crew = await shared_relay_with(of_crew(shared_upstream))
@@ -86,6 +91,8 @@ async def prometheus(
             await relay.settled(within=10)
             await crew.settled(within=10)
             await asyncio.to_thread(seen_all_outcomes, server)
+            await asyncio.sleep(2 * EVALUATION_SECONDS)
+            server.moment = time.time()  # however long the tests take
             yield server
 
 
@@ -135,6 +142,14 @@ async def test_panel_has_something_to_show(expression: str, prometheus: Promethe
     """Data alone may be all zeros, from series that stand there from the start."""
     at_any_time = f"max_over_time(({substituted(expression, interval=INTERVAL, span=INTERVAL)})[{INTERVAL}:1s])"
     assert any(float(sample["value"][1]) > 0 for sample in prometheus.query(at_any_time))
+
+
+async def test_exemplars_lead_from_a_panel_to_traces(prometheus: Prometheus) -> None:
+    (targets,) = (panel["targets"] for panel in panels(BOARD) if panel["title"] == "TTFT heatmap")
+    expression = substituted(targets[0]["expr"], interval=INTERVAL, span=INTERVAL)
+    found = prometheus.exemplars(expression, time.time() - 3600, time.time() + 60)
+    traces = [exemplar["labels"]["trace_id"] for series in found for exemplar in series["exemplars"]]
+    assert traces and all(len(trace) == 32 for trace in traces)
 
 
 async def test_the_reload_is_marked(prometheus: Prometheus) -> None:

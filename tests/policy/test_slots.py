@@ -1,12 +1,16 @@
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from relay.config.tree import Config, Route, Target, Upstream, UpstreamLimits
-from relay.policy.slots import AllSlots, Claim, Holds, Slots, part_of
+from relay.policy.accounts import ACCOUNT_CELLS, Account
+from relay.policy.slots import AllSlots, Claim, Holds, Slots
+from relay.stores.gates import SharedGate
+from relay.stores.table import Busy
 
 
 def slots_of(concurrency: int | None, queue: int = 10) -> Slots:
@@ -179,21 +183,192 @@ def test_a_reload_keeps_what_is_in_use_and_forgets_an_upstream_that_is_gone() ->
     assert [load.upstream for load in every.loads()] == ["b"]
 
 
-@pytest.mark.parametrize("total", [1, 2, 3, 7])
-@pytest.mark.parametrize("concurrency", [7, 64, 100])
-def test_the_parts_of_several_processes_add_up_to_the_whole(concurrency: int, total: int) -> None:
-    parts = [part_of(UpstreamLimits(concurrency=concurrency), index, total).concurrency for index in range(total)]
-    assert sum(part or 0 for part in parts) == concurrency
-    assert max(part or 0 for part in parts) - min(part or 0 for part in parts) <= 1
+class Common:
+    """An account that several processes see, and their clock."""
+
+    def __init__(self, limit: int, processes: int, *, queue_wait: float = 5.0) -> None:
+        cells = memoryview(bytearray(8 * ACCOUNT_CELLS)).cast("q")
+        self.milliseconds = 1_000
+        self.is_stopped = False
+        """Whether a process that was stopped has the lock."""
+        self.late: list[Callable[[], None]] = []
+        self.accounts = [Account(cells, number) for number in range(processes)]
+        limits = UpstreamLimits(concurrency=limit, queue=100, queue_wait=queue_wait)
+        self.slots = [Slots(limits, self.gate(account)) for account in self.accounts]
+
+    def gate(self, account: Account) -> SharedGate:
+        return SharedGate(
+            lambda: account,
+            find=lambda: account,
+            enter=self.enter,
+            enter_whole=self.enter,
+            leave=nothing,
+            later=self.late.append,
+            now=lambda: self.milliseconds,
+            apart=lambda: len(self.accounts),
+        )
+
+    def enter(self) -> None:
+        if self.is_stopped:
+            raise Busy
+        late, self.late[:] = self.late.copy(), []
+        for change in late:
+            change()
+
+    def claim(self, process: int) -> Claim:
+        self.milliseconds += 1
+        return claimed(self.slots[process])
+
+    def look(self) -> None:
+        for slots in self.slots:
+            slots.serve()
 
 
-def test_every_process_has_at_least_one_slot_and_no_bound_has_no_parts() -> None:
-    assert [part_of(UpstreamLimits(concurrency=2), index, 4).concurrency for index in range(4)] == [1, 1, 1, 1]
-    assert part_of(UpstreamLimits(), 0, 4).concurrency is None
+def nothing() -> None:
+    """Take no lock: there is one process."""
 
 
-def test_a_process_of_several_takes_its_part() -> None:
-    every = AllSlots(index=1, total=2)
-    every.know(config_of(a=UpstreamLimits(concurrency=3)))
+def test_one_of_several_processes_may_have_all_slots_and_all_of_them_no_more() -> None:
+    common = Common(3, 2)
+    busy = [common.claim(0) for _ in range(3)]
+    assert [claim.holds for claim in busy] == [Holds.SLOT] * 3
+    other = common.claim(1)
+    assert (other.holds, common.slots[1].is_full) == (Holds.PLACE, True)
+    busy[0].give()
+    assert other.holds is Holds.PLACE
+    common.look()
+    assert other.holds is Holds.SLOT
+
+
+def test_who_waits_longest_is_next_in_whichever_process() -> None:
+    common = Common(1, 3)
+    held = common.claim(0)
+    waiting = [common.claim(process) for process in (2, 0, 1, 0, 2)]
+    served: list[int] = []
+    for number, claim in enumerate(waiting):
+        claim.on_slot = lambda number=number: served.append(number)  # type: ignore[misc]
+    for number in range(len(waiting)):
+        held.give()
+        common.look()
+        assert served == list(range(number + 1))
+        held = waiting[number]
+    newcomer = common.claim(1)
+    assert newcomer.holds is Holds.PLACE
+    held.give()
+    common.look()
+    assert newcomer.holds is Holds.SLOT
+
+
+def test_a_newcomer_overtakes_nobody_who_waits_in_another_process() -> None:
+    common = Common(1, 2)
+    held, waiting = common.claim(0), common.claim(1)
+    held.give()
+    newcomer = common.claim(0)
+    assert (waiting.holds, newcomer.holds) == (Holds.PLACE, Holds.PLACE)
+    common.look()
+    assert (waiting.holds, newcomer.holds) == (Holds.SLOT, Holds.PLACE)
+
+
+def test_a_process_that_does_not_go_on_is_waited_for_no_longer_than_its_own_would_have_waited() -> None:
+    common = Common(1, 2, queue_wait=5.0)
+    held = common.claim(0)
+    common.claim(1)
+    mine = common.claim(0)
+    held.give()
+    assert mine.holds is Holds.PLACE
+    common.milliseconds += 5_100
+    common.slots[0].serve()
+    assert mine.holds is Holds.SLOT
+
+
+def test_what_a_process_that_died_held_and_waited_for_is_free_again() -> None:
+    common = Common(1, 2)
+    common.claim(1)
+    common.claim(1)
+    mine = common.claim(0)
+    common.accounts[0].reclaim(1)
+    common.slots[0].serve()
+    assert mine.holds is Holds.SLOT
+    assert common.accounts[0].slots == 1 and not common.accounts[0].is_awaited
+
+
+def test_a_bound_that_comes_and_goes_with_reloads_counts_only_what_was_taken_under_it() -> None:
+    common = Common(1, 2)
+    slots = common.slots[0]
+    under = common.claim(0)
+    slots.resize(UpstreamLimits())
+    free = common.claim(0)
+    slots.resize(UpstreamLimits(concurrency=1, queue=100))
+    free.give()
+    assert common.accounts[0].slots == 1
+    under.give()
+    assert (common.accounts[0].slots, slots.held) == (0, 0)
+
+
+def test_while_nobody_can_count_together_each_process_takes_its_part_of_what_was_left() -> None:
+    common = Common(9, 2)
+    before = [common.claim(0) for _ in range(2)]
+    common.is_stopped = True
+    claims = [[common.claim(process) for _ in range(5)] for process in range(2)]
+    assert [sum(claim.holds is Holds.SLOT for claim in each) for each in claims] == [3, 3]
+    before[0].give()
+    assert [sum(claim.holds is Holds.SLOT for claim in each) for each in claims] == [4, 3], "a slot that it had is its to give again"
+    assert len(common.late) == 2, "one change for each process, whatever has happened"
+    common.is_stopped = False
+    common.look()
+    held = sum(claim.holds is Holds.SLOT for each in claims for claim in each) + 1
+    assert held == common.accounts[0].slots == 9
+
+
+@given(
+    limit=st.integers(1, 4),
+    steps=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 5), st.integers(0, 20)), max_size=80),
+)
+@settings(max_examples=150, deadline=None)
+def test_whatever_processes_do_the_bound_holds_for_all_of_them_and_nobody_is_forgotten(
+    limit: int, steps: list[tuple[int, int, int]]
+) -> None:
+    common = Common(limit, 3)
+    claims: list[Claim] = []
+    for process, kind, which in steps:
+        if kind <= 1 or not claims:
+            claims.append(common.claim(process))
+        elif kind == 2:
+            claims.pop(which % len(claims)).give()
+        elif kind == 3:
+            common.slots[process].serve()
+        else:
+            common.is_stopped = kind == 4
+        held = sum(claim.holds is Holds.SLOT for claim in claims)
+        assert held == sum(slots.held for slots in common.slots) <= limit
+        if not common.is_stopped:
+            common.enter()
+            assert held == common.accounts[0].slots
+    common.is_stopped = False
+    for _ in range(len(claims) + 1):
+        common.look()
+    assert sum(claim.holds is Holds.SLOT for claim in claims) == min(limit, len(claims))
+    for claim in claims:
+        claim.give()
+    common.look()
+    assert common.accounts[0].slots == 0 and not common.accounts[0].is_awaited
+
+
+def test_the_slots_of_every_upstream_are_shared_those_of_a_reload_too() -> None:
+    every, account = AllSlots(), Common(1, 1).accounts[0]
+    every.know(config_of(a=UpstreamLimits(concurrency=1)))
+    asked: list[str] = []
+
+    def gate(name: str) -> SharedGate:
+        asked.append(name)
+        return Common(1, 1).gate(account)
+
+    every.share(gate)
+    every.know(config_of(a=UpstreamLimits(concurrency=1), b=UpstreamLimits(concurrency=1)))
+    assert asked == ["a", "b"] and every.are_shared
     claimed(every.of("a"))
-    assert every.of("a").is_full
+    waiting = claimed(every.of("b"))
+    assert waiting.holds is Holds.PLACE
+    account.hold(0, 0, -1)
+    every.serve()
+    assert waiting.holds is Holds.SLOT

@@ -101,7 +101,10 @@ async def test_a_relay_that_is_cut_off_gives_away_nothing_of_what_others_have_us
     assert granted(await take(second, ALICE, count=10)) == 1, "2 of 6 slots are left: one each"
 
 
-async def test_slots_that_are_held_for_long_elsewhere_are_heard_of_with_their_renewal(limiter_at: Start, redis: RedisServer) -> None:
+async def test_slots_that_are_held_for_long_elsewhere_are_heard_of_with_their_renewal(
+    limiter_at: Start, redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(over_redis, "TICK_SECONDS", 0.1)
     scope = Scope(key="alice", limits=Limits(concurrency=4))
     first = await limiter_at(redis.url, scope, replicas=2)
     assert granted(await take(first, scope, count=4)) == 4
@@ -142,3 +145,13 @@ async def test_a_relay_alone_with_its_redis_keeps_no_list_for_others(limiter_at:
     limiter = await limiter_at(redis.url, ALICE)
     assert granted(await take(limiter, ALICE)) == 1
     assert redis.ask("EXISTS", "{relay}:recent") == b":0\r\n"
+
+
+async def test_requests_that_may_be_lowered_share_what_is_left_to_the_last_token(limiter_at: Start, redis: RedisServer) -> None:
+    scope = Scope(key="alice", limits=Limits(tpm=1_000))
+    relays = [await limiter_at(redis.url, scope, replicas=2) for _ in range(2)]
+    demand = Demand(scopes=(scope,), tokens=300, least=30)
+    answers = await asyncio.gather(*(relays[number % 2].admit(demand) for number in range(20)))
+    assert sorted(answer.demand.tokens for answer in answers if isinstance(answer, Grant)) == [100, 300, 300, 300]
+    (refused, *_) = [answer for answer in answers if isinstance(answer, Refusal)]
+    assert (refused.limit, refused.tokens and refused.tokens.remaining) == (Limit.TPM, 0)

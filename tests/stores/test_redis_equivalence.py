@@ -212,3 +212,18 @@ async def test_what_flows_beyond_a_reservation_counts_in_the_budget_at_every_rel
     assert isinstance(await relays[1].admit(Demand(scopes=(scope,), tokens=8)), Grant), "92 of 100 were used"
     for relay in relays:
         await relay.aclose()
+
+
+def test_of_many_entries_the_one_that_makes_room_is_found(clocked: RedisServer) -> None:
+    machine = Machine(clocked)
+    machine.begin()
+    scope = (Scope(key="alice", limits=Limits(tpm=150)),)
+    for _ in range(150):
+        machine.ask(scope, 1, 0, 0, 0)
+        machine.turn(7)
+    for count in (1, 49, 50, 51, 100, 101, 150):
+        answer = machine.here.try_take(Demand(scopes=scope, tokens=count))
+        assert isinstance(answer, Refusal)
+        assert answer.wait_ms == 60_001 - 7 * (151 - count)
+        machine.ask(scope, count, 0, 0, 0)
+    machine.teardown()
