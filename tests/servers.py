@@ -66,6 +66,8 @@ class Prometheus:
 
     def __init__(self, port: int) -> None:
         self.port = port
+        self.moment: float | None = None
+        """The Unix time that queries are about; None is now."""
 
     @property
     def url(self) -> str:
@@ -81,8 +83,9 @@ class Prometheus:
             return False
 
     def query(self, expression: str) -> list[dict[str, Any]]:
-        """Return the samples of an expression now; raises ValueError with what Prometheus says against it."""
-        return self._ask("query", query=expression)["result"]
+        """Return the samples of an expression at `moment`; raises ValueError with what Prometheus says against it."""
+        when = {} if self.moment is None else {"time": self.moment}
+        return self._ask("query", query=expression, **when)["result"]
 
     def query_range(self, expression: str, start: float, end: float, step: float) -> list[dict[str, Any]]:
         """Return the series of an expression between two Unix times."""

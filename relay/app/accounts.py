@@ -11,12 +11,27 @@ from relay.stores import SLOTS_IDENTITY, Ledger, RedisLimiter, open_ledger
 
 SWEEP_SECONDS = 1.0
 """How long the slots of a worker that died stay taken, at most."""
+LOOK_SECONDS = 0.002
+"""Between two looks at a lock that another process has: as soon as that may have had its turn on a busy core."""
+STALLED_LOOK_SECONDS = 0.02
+"""Once it must have been stopped."""
 
 
 class Accounts:
     """The limiter of one relay."""
 
-    __slots__ = ("_changed", "_is_shared", "_log", "_own", "_redis", "_was_degraded", "_was_stalled", "ledger")
+    __slots__ = (
+        "_catching",
+        "_changed",
+        "_is_shared",
+        "_log",
+        "_own",
+        "_redis",
+        "_was_degraded",
+        "_was_full",
+        "_was_stalled",
+        "ledger",
+    )
 
     def __init__(self, directory: str | None, redis: Redis | None, log: Any, changed: Callable[[bool], None]) -> None:
         """Count in `directory`, or in memory, and in `redis` if there is one. Raises StateFileUnusable, RedisUnusable.
@@ -28,7 +43,9 @@ class Accounts:
         self._was_degraded = False
         self._own = own = open_ledger(directory)
         self._is_shared = directory is not None
-        self._was_stalled = False
+        own.on_busy = self._on_busy
+        self._catching: asyncio.Task[None] | None = None
+        self._was_stalled = self._was_full = False
         self._redis = None if redis is None else RedisLimiter(redis.url.reveal(), redis.replicas, redis.timeout, own, self._tell)
         self.ledger: Ledger | RedisLimiter = own if self._redis is None else self._redis
 
@@ -57,17 +74,31 @@ class Accounts:
             self._changed(self._was_degraded)
 
     def _tell_of_stall(self) -> None:
+        if self._own.is_full and not self._was_full:
+            self._was_full = True
+            message = "the file of limits has no room for another key or route: their requests are refused; see docs/limits.md"
+            self._log.error("limits", result="full", message=message)
         if self._own.is_stalled == self._was_stalled:
             return
         self._was_stalled = not self._was_stalled
         if self._was_stalled:
-            message = (
-                "a process that shares the limits was stopped while it counted: requests with limits are refused until it goes on or dies"
-            )
-            self._log.error("limits", result="stalled", message=message)
+            message = "a process was stopped while it counted: until it goes on or dies limits are counted here, each in part"
+            self._log.warning("limits", result="degraded", reason="stopped process", message=message)
         else:
-            self._log.info("limits", result="shared", message="limits can be counted again")
+            self._log.info("limits", result="shared", message="the stopped process went on or died: limits are counted together")
         self._tell_change()
+
+    def _on_busy(self) -> None:
+        if self._catching is None or self._catching.done():
+            self._catching = asyncio.get_running_loop().create_task(self._catch_up())
+
+    async def _catch_up(self) -> None:
+        """Look at the lock until nothing is left to be counted."""
+        while self._own.is_behind:
+            self._tell_of_stall()
+            await asyncio.sleep(STALLED_LOOK_SECONDS if self._own.is_stalled else LOOK_SECONDS)
+            self._own.catch_up()
+        self._tell_of_stall()
 
     def know(self, config: Config) -> None:
         """Forget what the configuration does not limit any more."""
@@ -108,4 +139,6 @@ class Accounts:
         """Have the last settlements arrive, then let go."""
         if self._redis is not None:
             await self._redis.aclose()
+        if self._catching is not None:
+            self._catching.cancel()
         self.ledger.close()

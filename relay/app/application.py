@@ -49,6 +49,7 @@ from relay.telemetry.libraries import LibraryLog
 from relay.telemetry.logs import LogWriter, RequestLog, make_logger, make_request_line
 from relay.telemetry.metrics import Metrics
 from relay.telemetry.observers import Observers
+from relay.telemetry.prompts import PromptLog
 from relay.telemetry.usage import UsageLog
 from relay.transport.credentials import Credentials
 from relay.transport.demo import DemoServer
@@ -86,7 +87,8 @@ class App:
         self._usage = None if config.usage is None else _usage_log(config.usage, self._log)
         self._spans = spans_for(config.tracing, self._log)
         exemplars = None if self._spans is None or crew is not None else Exemplars(self._metrics.registry, clock=unix_offset)
-        observers = (self._metrics, self._request_log, self._usage, self._spans, exemplars)
+        prompts = PromptLog(self._writer, worker=worker) if config.logs_prompts else None
+        observers = (self._metrics, self._request_log, self._usage, self._spans, exemplars, prompts)
         self._observers = Observers(each for each in observers if each is not None)
         self._accounts: Accounts | None = None
         self._lateness = Lateness()

@@ -68,6 +68,8 @@ def fixed_changes(config: Config, bound: Config) -> list[str]:
         fixed.append("usage")
     if config.tracing != bound.tracing:
         fixed.append("tracing")
+    if config.logs_prompts != bound.logs_prompts:
+        fixed.append("logging.prompts")
     if config.state_dir != bound.state_dir:
         fixed.append("state_dir")
     if config.redis != bound.redis:

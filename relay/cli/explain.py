@@ -11,6 +11,7 @@ from typing import Any, Final
 from relay.config.tree import AffinityKind, Config, FallbackCause, Key, Kind, Limits, Route, Strategy, Target
 from relay.errors import ClientError, error_answer
 from relay.exchange import ClientRequest, JsonBody, Operation
+from relay.policy.backoff import CAP_SECONDS
 from relay.policy.refusals import CONSEQUENCES, Fallback
 from relay.policy.retries import MAX_ATTEMPTS, MAX_TRIES, is_repeatable
 from relay.policy.routing import Router, may_use
@@ -22,7 +23,7 @@ _STRATEGIES: Final[Mapping[Strategy, str]] = {
     Strategy.LEAST_BUSY: "the one with the fewest requests for its weight, then the others",
     Strategy.FASTEST: "the one whose first token came soonest of late, then the others; a few requests explore",
 }
-_FAILURES: Final = ("no connection", "no content in time", "an unusable answer", "an error as the first event")
+_FAILURES: Final = ("no connection", "no content in time", "an unusable answer", "an error as the first event by what it says")
 """What always lets another target be tried, besides refusals."""
 
 
@@ -218,6 +219,9 @@ def _rules(route: Route, name: str | None, repeatable: bool | None) -> Iterator[
         yield f"the next target after: {', '.join(after[True])}"
         yield f"never after: {', '.join(after[False])}, or once the answer has begun"
         yield f"at most {MAX_ATTEMPTS} attempts that send anything, and {MAX_TRIES} targets looked at"
+    if route.retries and repeatable is not False:
+        times = "once" if route.retries == 1 else "twice"
+        yield f"the same target again, at most {times}, where no other was there to be tried, if the wait is {CAP_SECONDS:g} s at most"
     if route.hedge is not None:
         wait = "the learned p95 of its first token" if route.hedge.after is None else _duration(route.hedge.after)
         yield f"a backup attempt on another target after {wait}, for at most {route.hedge.at_most * 100:g}% of requests"
@@ -267,6 +271,9 @@ def _notes(route: Route, model: str | None, body: JsonBody | None) -> Iterator[s
         yield "the request continues a response: it goes to the upstream that made it, and to no other"
     for name in sorted({target.upstream.name for target in route.all_targets if target.upstream.is_passthrough}):
         yield f"{name} gets the caller's own credential"
+    for name, count in sorted({(target.upstream.name, len(target.upstream.api_keys)) for target in route.all_targets}):
+        if count > 1:
+            yield f"{name} has {count} credentials: the next is used while one is throttled or refused, before another target"
     for name in sorted({target.upstream.name for target in route.all_targets if target.upstream.kind is Kind.DEMO}):
         yield f"{name} is simulated"
 

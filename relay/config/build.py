@@ -42,6 +42,8 @@ def build(
     report.raise_if_any()
     for name in sorted(upstreams.keys() - {target.upstream.name for route in routes.values() for target in route.all_targets}):
         report.warn(("upstreams", name), "no route leads here")
+    if draft.logging.prompts:
+        report.warn(("logging", "prompts"), "prompts and answers are written to the log: whoever reads it reads what people asked")
     return Config(
         server=_server(draft.server, listen[0], listen[1]),
         upstreams=upstreams,
@@ -50,6 +52,7 @@ def build(
         key_store=key_store,
         metrics=replace(place_metrics(draft.metrics.listen, listen), slo=_slo(draft.metrics.slo), label_values=draft.metrics.label_values),
         tracing=_tracing(draft.tracing, environ),
+        logs_prompts=draft.logging.prompts,
         usage=usage,
         prices=prices,
         state_dir=None if draft.state_dir is None else str(folder / draft.state_dir),

@@ -49,7 +49,7 @@ from relay.config.fields import (
     setting,
 )
 from relay.config.sharing import Redis as Redis
-from relay.config.telling import Metrics, Tracing
+from relay.config.telling import Logging, Metrics, Tracing
 from relay.config.tree import Affinity as AffinityValue
 from relay.config.waits import TargetTimeouts as TargetTimeouts
 from relay.config.waits import Timeouts as Timeouts
@@ -374,4 +374,5 @@ class Settings(BaseModel):
     metrics: Metrics = setting(Metrics(), "Where metrics are served, and what they are measured against.", {"listen": "127.0.0.1:9464"})
     usage: Usage | None = setting(None, "Where to keep what was used. Left out: nowhere.", {"store": "usage.db"})
     tracing: Tracing = setting(Tracing(), "Where spans are sent.", {"otlp": "http://127.0.0.1:4318"})
+    logging: Logging = setting(Logging(), "What the log may hold.", {"prompts": True})
     default_model: Model | None = setting(None, "The model of requests that name none.", "fast")

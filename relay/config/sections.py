@@ -36,6 +36,7 @@ class Draft:
     timeouts: models.Timeouts = field(default_factory=models.Timeouts)
     metrics: telling.Metrics = field(default_factory=telling.Metrics)
     tracing: telling.Tracing = field(default_factory=telling.Tracing)
+    logging: telling.Logging = field(default_factory=telling.Logging)
     upstreams: dict[str, models.Upstream | None] = field(default_factory=dict)
     routes: dict[str, models.Route | None] = field(default_factory=dict)
     keys: dict[str, models.Key | None] = field(default_factory=dict)
@@ -62,6 +63,7 @@ def validate(data: object, report: Report) -> Draft:
     draft.timeouts = _model(models.Timeouts, data.get("timeouts", {}), ("timeouts",), report) or draft.timeouts
     draft.metrics = _model(telling.Metrics, data.get("metrics", {}), ("metrics",), report) or draft.metrics
     draft.tracing = _model(telling.Tracing, data.get("tracing", {}), ("tracing",), report) or draft.tracing
+    draft.logging = _model(telling.Logging, data.get("logging", {}), ("logging",), report) or draft.logging
     for name, entry in _entries(data, "upstreams", report):
         _check_name(name_flaw(name), ("upstreams", name), report)
         draft.upstreams[name] = _model(models.Upstream, entry, ("upstreams", name), report)

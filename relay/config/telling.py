@@ -1,4 +1,4 @@
-"""The settings of what the relay tells about itself: metrics, what they are measured against, and spans."""
+"""The settings of what the relay tells about itself: metrics, what they are measured against, spans, and the log."""
 
 from pydantic import BaseModel
 
@@ -38,4 +38,14 @@ class Tracing(BaseModel):
     )
     sample: Sample = setting(
         1.0, "Share of requests that are recorded, of those whose caller has not decided it in a traceparent.", "10%", shown="100%"
+    )
+
+
+class Logging(BaseModel):
+    """What the log may hold."""
+
+    model_config = STRICT
+
+    prompts: bool = setting(
+        False, "Whether prompts and answers go into the log too, the first 16 KiB of each. They are people's own words: think twice.", True
     )

@@ -366,6 +366,8 @@ class Config:
     """File of stored keys, of which `keys` holds those that were in it when it was last read."""
     metrics: Metrics = field(default_factory=Metrics)
     tracing: Tracing = field(default_factory=Tracing)
+    logs_prompts: bool = False
+    """Whether prompts and answers go into the log."""
     usage: Usage | None = None
     """None: what was used is kept nowhere."""
     prices: Mapping[str, Price] = field(default_factory=dict)

@@ -17,6 +17,8 @@ from relay.config.tree import Key, Route, Target, Upstream
 
 Headers = tuple[tuple[bytes, bytes], ...]
 """Header lines as they stood on the wire, in order: (name, value), names in their own spelling."""
+MAX_OVERHEARD: Final = 16 * 2**10
+"""Bytes of a prompt or an answer that the log may hold: what a person reads of one, and little to keep for each request."""
 
 
 def header(headers: Headers, name: bytes) -> bytes | None:
@@ -215,6 +217,11 @@ class ResponseHead(msgspec.Struct, frozen=True, kw_only=True):
         return self.content_type == b"text/event-stream"
 
 
+MAX_TOKENS: Final = 2**31
+"""A thousand times what any model reads or writes at once. Accounts are 64-bit sums, of money in billionths: whatever a request asks
+for, and whatever an upstream reports, must not make one overflow."""
+
+
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens as the upstream reported them; `cached` is part of `input`, `reasoning` part of `output`."""
 
@@ -362,6 +369,8 @@ class Exchange:
     """Whether its answer was read on after its client had left."""
     is_begun_early: bool = False
     """Whether the client has a response head and comments of ours, and no byte of an upstream."""
+    overheard: bytearray | None = None
+    """The first MAX_OVERHEARD bytes that reach the client, where somebody asked for them when the route was known."""
     is_rewritten: str | None = None
     """Why the bytes are not the upstream's own, or None when they are."""
 

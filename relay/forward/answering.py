@@ -4,12 +4,23 @@ from time import time
 
 from relay.config.tree import OnLimit
 from relay.errors import ErrorEvent, UpstreamError, UpstreamRefused, break_error, error_answer
-from relay.exchange import JSON_OPERATIONS, Attempt, ClientRequest, Exchange, Framing, Operation, Outcome, ResponseHead, StreamMeter
+from relay.exchange import (
+    JSON_OPERATIONS,
+    MAX_OVERHEARD,
+    Attempt,
+    ClientRequest,
+    Exchange,
+    Framing,
+    Operation,
+    Outcome,
+    ResponseHead,
+    StreamMeter,
+)
 from relay.policy.backoff import retry_after
 from relay.policy.refusals import Blame
 from relay.policy.routing import Choice
 from relay.policy.verdicts import judge
-from relay.stream import BodyRelay, Brake, EventRelay, Flow, HoldBudget, OpaqueRelay, Port, Tally, WholeRelay, WithoutUsage
+from relay.stream import BodyRelay, Brake, EventRelay, Flow, HoldBudget, OpaqueRelay, Overheard, Port, Tally, WholeRelay, WithoutUsage
 from relay.wire.faults import ErrorWords, error_envelope, parse_error
 from relay.wire.openai import error_event
 
@@ -17,6 +28,8 @@ from relay.wire.openai import error_event
 def choose_relay(port: Port, exchange: Exchange, attempt: Attempt, budget: HoldBudget, head: ResponseHead) -> BodyRelay:
     """Return the relay for the body of `head`: events, an answer that is held until it is whole, or bytes that pass at once."""
     request, meter, upstream = exchange.request, attempt.meter, attempt.target.upstream
+    if exchange.overheard is not None:
+        port = Overheard(port, exchange.overheard, MAX_OVERHEARD)
     is_ok = head.status < 300 or head.status == 304
     if is_ok and not head.is_encoded and _looks_like_events(request, head):
         flow = flow_of(exchange, meter)

@@ -7,6 +7,7 @@ from typing import Final
 
 from relay.config.tree import Budget, Period
 from relay.policy.periods import period_of
+from relay.policy.shares import Use
 from relay.policy.sliding import WINDOW_CELLS, Cells, SlidingWindow
 
 MAX_WORKERS: Final = 512
@@ -92,7 +93,10 @@ class Account:
 
     def _sum(self) -> None:
         for kind in (_SLOTS, _TOKENS, _HELD):
-            self.cells[kind] = sum(self.cells[_COLUMNS + _COLUMN_CELLS * worker + kind] for worker in range(MAX_WORKERS))
+            self.cells[kind] = self._sum_of(kind)
+
+    def _sum_of(self, kind: int) -> int:
+        return sum(self.cells[_COLUMNS + _COLUMN_CELLS * worker + kind] for worker in range(MAX_WORKERS))
 
     @property
     def own(self) -> tuple[int, int]:
@@ -117,6 +121,15 @@ class Account:
     def left(self, budget: Budget, unix_time: float) -> int:
         """Return what is neither spent nor reserved of `budget`; negative when more was used than it allows."""
         return budget.amount - self.spent(budget, unix_time) - self.cells[_HELD]
+
+    def peek(self, budget: Budget | None, now: int, unix_time: float) -> Use:
+        """Return what was used by all, and change nothing: for who has not the lock. A writer under way may make it wrong by one change."""
+        cells = self.cells
+        used = 0
+        if budget is not None and cells[_KIND] == kind_of(budget):
+            is_current = period_of(budget.period, unix_time) <= cells[_PERIOD]
+            used = self._sum_of(_HELD) + (cells[_SPENT] if is_current else 0)
+        return Use(self.requests.peek(now), self.tokens.peek(now), self._sum_of(_SLOTS), used)
 
     def spend(self, budget: Budget, amount: int, unix_time: float) -> None:
         """Count `amount` as used, unless the budget has come to count something else meanwhile."""

@@ -294,6 +294,33 @@ def release(accounts: Sequence[Account], grant: Grant, now: int, unix_time: floa
     settle(accounts, grant, 0, 0, now, unix_time)
 
 
+def add_counts(to: Account, counted: Account, limits: Limits, now: int, unix_time: float) -> tuple[int, int]:
+    """Count in `to` what was `counted` elsewhere of requests, tokens and the budget; return the stamps of both, -1 where nothing was.
+
+    What is held is not among it: see `move`.
+    """
+    request_stamp = token_stamp = -1
+    if limits.rpm is not None and (requests := counted.requests.total(now)):
+        request_stamp = to.requests.add(now, requests, quantum_of(limits.rpm))
+    if limits.tpm is not None and (tokens := counted.tokens.total(now)):
+        token_stamp = to.tokens.add(now, tokens, quantum_of(limits.tpm))
+    if limits.budget is not None:
+        to.spent(limits.budget, unix_time)  # a new period begins for both
+        to.spend(limits.budget, counted.spent(limits.budget, unix_time), unix_time)
+    return request_stamp, token_stamp
+
+
+def move(accounts: Sequence[Account], grant: Grant, stamps: Sequence[tuple[int, int]]) -> None:
+    """Have `accounts` hold what `grant` holds; its requests and tokens have been counted there under `stamps`."""
+    demand = grant.demand
+    for account, scope in zip(accounts, demand.scopes, strict=True):
+        account.hold(demand.tokens, _held_of(scope.limits.budget, grant), 1)
+    is_counted = [stamp >= 0 for stamp in grant.request_stamps], [stamp >= 0 for stamp in grant.token_stamps]
+    grant.request_stamps = [stamps[at][0] if was else -1 for at, was in enumerate(is_counted[0])]
+    grant.token_stamps = [stamps[at][1] if was else -1 for at, was in enumerate(is_counted[1])]
+    grant.extras = deque(((at, stamps[at][1], tokens) for at, _, tokens in grant.extras), maxlen=MAX_EXTRAS)
+
+
 def used_shares(account: Account, limits: Limits, now: int, unix_time: float) -> dict[Limit, float]:
     """Return the used share of each limit that allows anything."""
     shares: dict[Limit, float] = {}

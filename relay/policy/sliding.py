@@ -63,6 +63,18 @@ class SlidingWindow:
         cells[_TOTAL] = total
         return total
 
+    def peek(self, now: int) -> int:
+        """Return what `total` would, and change nothing: for who has not the lock. A writer under way may make it a little wrong."""
+        cells = self._cells
+        total, oldest = cells[_TOTAL], now - WINDOW_MS
+        gone = 0
+        for position in range(min(max(0, cells[_COUNT]), SLOTS)):
+            at = self._at(position % SLOTS)
+            if cells[at] > oldest:
+                break
+            gone += cells[at + 1]
+        return max(0, total - gone)
+
     def add(self, now: int, amount: int, quantum: int) -> int:
         """Count `amount` at `now`; return the entry's stamp, by which it can be taken back."""
         cells = self._cells

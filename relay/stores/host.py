@@ -11,9 +11,12 @@ column whose file can be locked belongs to nobody and is given back by whoever s
 process that was merely stopped keeps what it holds.
 
 The lock is held for some microseconds and nothing in between waits; on a busy machine its holder may be off the core for some
-milliseconds. A process that a signal stops in just these microseconds stalls the table: the others wait for it once, not for long, and
-then only look now and then. Requests that have a limit are refused meanwhile and those in flight go on; what they used is counted
-when the process goes on, or is dead.
+milliseconds. Who finds it taken tries for SPIN_SECONDS, once, and then only now and then. When WAIT_SECONDS have passed a signal
+must have stopped the holder: from then on each process admits its part of what was left (`standin`), says so in a cell of its own, and
+enters it when the lock is free again, because its holder went on or died. Until all have done so nobody admits from the whole.
+
+An account that was made stays: others may have it in hand, and what was spent of a budget is to be found again. Requests of a scope
+that finds no room any more are refused, and the log says so.
 
 After the machine's restart the monotonic clock begins anew: minutes are forgotten then, budgets are not.
 """
@@ -29,7 +32,7 @@ from typing import Final
 
 from relay.policy.accounts import ACCOUNT_CELLS, MAX_WORKERS, Account
 from relay.stores.ledger import monotonic_ms
-from relay.stores.table import Stalled
+from relay.stores.table import Busy, Full
 
 _MAGIC: Final = 0x72656C61796C696D
 """The letters `relaylim`."""
@@ -42,19 +45,20 @@ _NAME_CELLS: Final = 2
 _SEGMENT: Final = 64
 """Accounts in one map: each map costs a descriptor."""
 _MAX_ACCOUNTS: Final = 65_536
+"""Scopes that a file may hold, some 12 KiB each as they mostly are: an end to what keys that come and go can take."""
 
+SPIN_SECONDS: Final = 0.005
+"""How long a lock that is taken may hold this process up, once: a turn of another process on a busy core."""
 WAIT_SECONDS: Final = 0.25
 """Until a lock's holder counts as stopped: many times what a core that is shared by many makes it wait."""
 START_WAIT_SECONDS: Final = 5.0
-_LOOK_SECONDS: Final = 0.001
-"""A look at the lock of a stalled table: more than one turn of any other process with it."""
-_LOOK_AGAIN_SECONDS: Final = 0.02
-"""So that looking takes a twentieth of a process's time at most."""
 _PAUSE_SECONDS: Final = 0.000_05
 
-_IS_MAGIC, _IS_VERSION, _COUNT, _LAST_MS, _DIRTY = range(5)
+_IS_MAGIC, _IS_VERSION, _COUNT, _LAST_MS, _DIRTY, _ANY_APART = range(6)
 _ALIVE: Final = 16
 """From here one cell for each process: whether its column may be in use."""
+_APART: Final = _ALIVE + MAX_WORKERS
+"""From here one cell for each process, written by it alone: whether it counts by itself."""
 
 
 class StateFileUnusable(Exception):
@@ -62,9 +66,9 @@ class StateFileUnusable(Exception):
 
 
 class HostTable:
-    """A `ledger.Table` in the directory `directory`, which is made when it is not there. Raises StateFileUnusable."""
+    """A `table.Table` in the directory `directory`, which is made when it is not there. Raises StateFileUnusable."""
 
-    __slots__ = ("_accounts", "_fd", "_header", "_look_at", "_own_lock", "_path", "_segments", "worker")
+    __slots__ = ("_accounts", "_busy_since", "_fd", "_header", "_own_lock", "_parted_since", "_path", "_segments", "worker")
 
     def __init__(self, directory: Path) -> None:
         assert _NAME_CELLS + ACCOUNT_CELLS <= _STRIDE
@@ -74,8 +78,10 @@ class HostTable:
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise StateFileUnusable(f"cannot write {self._path}: {error.strerror}; is `state_dir` right?") from None
-        self._look_at: float | None = None
-        """When to look again at the lock of a stalled table; None while it is well."""
+        self._busy_since: float | None = None
+        """Since when the lock has not been had; None when it was, the last time."""
+        self._parted_since: float | None = None
+        """Since when others count by themselves though the lock is free."""
         self._segments: list[memoryview] = []
         self._accounts: dict[tuple[int, int], int] = {}
         try:
@@ -134,58 +140,92 @@ class HostTable:
             for account in self._all():
                 account.reclaim(self.worker)
             self._header[_ALIVE + self.worker] = 1
+            self._header[_APART + self.worker] = 0
         finally:
             self.leave()
 
-    # ledger.Table
+    # table.Table
 
     def account(self, name: str) -> Account:
-        """Return the account of a scope; the first process that asks for it makes it."""
-        digest = hashlib.sha256(name.encode()).digest()
-        ident = (int.from_bytes(digest[:8], "big", signed=True), int.from_bytes(digest[8:16], "big", signed=True))
-        self.enter()
-        try:
-            self._look()
-            index = self._accounts.get(ident)
-            if index is None:
-                index = self._make(ident)
-            return self._at(index)
-        finally:
-            self.leave()
+        """Return the account of a scope; the first process that asks for it makes it. Raises Full."""
+        ident = _ident(name)
+        self._look()
+        index = self._accounts.get(ident)
+        if index is None:
+            index = self._make(ident)
+        return self._at(index)
+
+    def find(self, name: str) -> Account | None:
+        """Return the account of a scope if there is one. Needs no lock: an account has its name before it is counted among them."""
+        self._look()
+        index = self._accounts.get(_ident(name))
+        return None if index is None else self._at(index)
 
     def keep(self, names: Set[str]) -> None:
         """Do nothing: other processes may use them, and what was spent of a budget is to be found again."""
 
     def enter(self) -> None:
-        """Take the lock, and clean up after a process that died with it. Raises Stalled."""
+        """Take the lock, and clean up after a process that died with it. Raises Busy."""
         if not self._try():
-            self._wait()
+            self._spin()
         self._clean()
+
+    @property
+    def is_busy(self) -> bool:
+        """Tell whether another process had the lock the last time."""
+        return self._busy_since is not None
 
     @property
     def is_stalled(self) -> bool:
         """Tell whether another process has the lock and does not go on."""
-        return self._look_at is not None
+        return self._busy_since is not None and monotonic() - self._busy_since >= WAIT_SECONDS
+
+    @property
+    def is_whole(self) -> bool:
+        """Tell whether no other process counts by itself; one that does not come back for long has been stopped as well."""
+        if not self._header[_ANY_APART]:
+            return True
+        # In this order: who parts meanwhile says so in the other order, and is seen here, or the next time.
+        self._header[_ANY_APART] = 0
+        if not any(self._header[_APART : _APART + MAX_WORKERS]):
+            self._parted_since = None
+            return True
+        self._header[_ANY_APART] = 1
+        now = monotonic()
+        if self._parted_since is None:
+            self._parted_since = now
+        return now - self._parted_since >= WAIT_SECONDS
+
+    @property
+    def processes(self) -> int:
+        """Return how many processes share the accounts."""
+        return sum(1 for is_alive in self._header[_ALIVE : _ALIVE + MAX_WORKERS] if is_alive)
+
+    def part(self, *, is_apart: bool) -> None:
+        """Tell the others that this process counts by itself, or does so no more."""
+        self._header[_APART + self.worker] = is_apart
+        if is_apart:
+            self._header[_ANY_APART] = 1
 
     def _try(self) -> bool:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-        self._look_at = None
+        self._busy_since = None
         return True
 
-    def _wait(self) -> None:
-        """Try again for a short time: once for as long as it may take, then for a moment each."""
-        now = monotonic()
-        if self._look_at is not None and now < self._look_at:
-            raise Stalled
-        until = now + (WAIT_SECONDS if self._look_at is None else _LOOK_SECONDS)
-        while not self._try():
-            if monotonic() > until:
-                self._look_at = monotonic() + _LOOK_AGAIN_SECONDS
-                raise Stalled
+    def _spin(self) -> None:
+        """Try again for a short time, unless that was done since the lock was had last. Raises Busy."""
+        if self._busy_since is not None:
+            raise Busy
+        self._busy_since = now = monotonic()
+        until = now + SPIN_SECONDS
+        while monotonic() < until:
             sleep(_PAUSE_SECONDS)
+            if self._try():
+                return
+        raise Busy
 
     def _lock_to_start(self) -> None:
         until = monotonic() + START_WAIT_SECONDS
@@ -217,13 +257,15 @@ class HostTable:
         lock = self._try_lock(worker)
         if lock is None:
             return
-        self.enter()
         try:
-            for account in self._all():
-                account.reclaim(worker)
-            self._header[_ALIVE + worker] = 0
+            self.enter()
+            try:
+                for account in self._all():
+                    account.reclaim(worker)
+                self._header[_ALIVE + worker] = self._header[_APART + worker] = 0
+            finally:
+                self.leave()
         finally:
-            self.leave()
             os.close(lock)
 
     def close(self) -> None:
@@ -244,7 +286,7 @@ class HostTable:
     def _make(self, ident: tuple[int, int]) -> int:
         index = self._header[_COUNT]
         if index >= _MAX_ACCOUNTS:
-            raise StateFileUnusable(f"{self._path} holds {_MAX_ACCOUNTS} accounts, which is the most; move it away")
+            raise Full
         cells = self._cells(index)
         cells[0], cells[1] = ident
         self._accounts[ident] = index
@@ -267,3 +309,8 @@ class HostTable:
             self._segments.append(memoryview(mmap.mmap(self._fd, length, offset=offset)).cast("q"))
         start = _STRIDE * (index % _SEGMENT)
         return self._segments[index // _SEGMENT][start : start + _STRIDE]
+
+
+def _ident(name: str) -> tuple[int, int]:
+    digest = hashlib.sha256(name.encode()).digest()
+    return int.from_bytes(digest[:8], "big", signed=True), int.from_bytes(digest[8:16], "big", signed=True)

@@ -1,8 +1,14 @@
 """A limiter over a table of accounts, whose memory is its own or shared: every call is one step under the table's lock.
 
+Nothing waits for the lock but an admission, and that without holding up the process. What cannot be counted at once is counted as soon as
+the lock can be had: `catch_up` is for who looks. While whoever has the lock does not go on, a `StandIn` admits
+this process's part of each limit.
+
 It also keeps books of its own on what this process was granted, so that a grant that was lost, or given back twice, shows.
 """
 
+import asyncio
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from time import monotonic_ns, time
@@ -14,10 +20,13 @@ from relay.policy.accounts import Account
 from relay.policy.limits import Demand, Grant, Refusal, Scope
 from relay.policy.shares import Use
 from relay.stores.gates import SharedGate
-from relay.stores.table import Stalled, Table
+from relay.stores.standin import NOTHING, StandIn, private_account
+from relay.stores.table import Busy, Full, Table
 
 SLOTS_IDENTITY: Final = "slots_taken_are_returned_or_held"
 TOKENS_IDENTITY: Final = "tokens_reserved_are_settled_refunded_or_held"
+_LOOK_SECONDS: Final = 0.002
+"""Between two looks of a waiting admission at the lock: as soon as its holder may have had its turn on a busy core."""
 
 
 def monotonic_ms() -> int:
@@ -30,12 +39,15 @@ class Ledger:
 
     __slots__ = (
         "_accounts",
+        "_apart",
         "_late",
         "_live",
         "_now",
         "_table",
         "_unix_time",
         "held",
+        "is_full",
+        "on_busy",
         "refunded",
         "reserved",
         "returned",
@@ -52,6 +64,11 @@ class Ledger:
         self._live: set[Grant] = set()
         self._late: list[Callable[[], None]] = []
         """What has to be done to accounts once their lock can be had: at most as many as grants were out when it could not."""
+        self._apart: StandIn | None = None
+        self.on_busy: Callable[[], None] = lambda: None
+        """Called when the lock could not be had: somebody should `catch_up` soon."""
+        self.is_full = False
+        """Whether a scope found no room."""
         self.taken = 0
         """Grants given, ever."""
         self.returned = 0
@@ -63,12 +80,24 @@ class Ledger:
         self.held = 0
 
     async def admit(self, demand: Demand) -> Grant | Refusal:
-        """Take what `demand` asks for, or refuse and take nothing. Raises Overloaded while nobody can count."""
-        return self.try_take(demand)
+        """Take what `demand` asks for, or refuse and take nothing; waits for the lock if need be. Raises Overloaded: no room."""
+        while True:
+            try:
+                return self._admit(demand)
+            except Busy:
+                if self._table.is_stalled:
+                    return self._admit_apart(demand)
+            await asyncio.sleep(_LOOK_SECONDS)
 
     def try_take(self, demand: Demand) -> Grant | Refusal:
-        """Do what `admit` does, which never waits here."""
-        accounts = self._enter_for(demand.scopes)
+        """Do what `admit` does, without waiting: from this process's part where the lock cannot be had now."""
+        try:
+            return self._admit(demand)
+        except Busy:
+            return self._admit_apart(demand)
+
+    def _admit(self, demand: Demand) -> Grant | Refusal:
+        accounts = self._enter_for(demand.scopes, enter=self._enter_whole)
         try:
             answer = limits.admit(accounts, demand, self._now(), self._unix_time())
         finally:
@@ -77,15 +106,36 @@ class Ledger:
             self._begin(answer)
         return answer
 
+    def _admit_apart(self, demand: Demand) -> Grant | Refusal:
+        answer = self._parted().admit(demand, self._peek, self._now(), self._unix_time())
+        if isinstance(answer, Grant):
+            self._begin(answer)
+        return answer
+
     def take(self, demand: Demand) -> Grant:
         """Take what `demand` asks for, whether there is room or not: somebody else has admitted it. Raises Overloaded as `admit` does."""
-        accounts = self._enter_for(demand.scopes)
         try:
-            grant = limits.take(accounts, demand, self._now())
-        finally:
-            self._table.leave()
+            accounts = self._enter_for(demand.scopes)
+        except Busy:
+            grant = self._parted().take(demand, self._peek, self._now())
+        else:
+            try:
+                grant = limits.take(accounts, demand, self._now())
+            finally:
+                self._table.leave()
         self._begin(grant)
         return grant
+
+    def _parted(self) -> StandIn:
+        if self._apart is None:
+            self._apart = StandIn(self._table.processes, self._live, self._now())
+            self._table.part(is_apart=True)
+            self.on_busy()
+        return self._apart
+
+    def _peek(self, scope: Scope) -> Use:
+        found = self._table.find(scope.name)
+        return NOTHING if found is None else found.peek(scope.limits.budget, self._now(), self._unix_time())
 
     def _begin(self, grant: Grant) -> None:
         self._live.add(grant)
@@ -99,12 +149,14 @@ class Ledger:
 
     def use(self, scope: Scope) -> Use:
         """Return what was used here of the limits of `scope`. Raises Overloaded as `admit` does."""
-        budget = scope.limits.budget
-        (account,) = self._enter_for((scope,))
+        now, unix_time = self._now(), self._unix_time()
         try:
-            now = self._now()
-            used = 0 if budget is None else budget.amount - account.left(budget, self._unix_time())
-            return Use(account.requests.total(now), account.tokens.total(now), account.slots, used)
+            (account,) = self._enter_for((scope,))
+        except Busy:
+            apart = NOTHING if self._apart is None else self._apart.use(scope, now, unix_time)
+            return Use(*map(sum, zip(self._peek(scope), apart, strict=True)))
+        try:
+            return account.peek(scope.limits.budget, now, unix_time)
         finally:
             self._table.leave()
 
@@ -112,66 +164,128 @@ class Ledger:
         """Count that `tokens` have flowed in all; tell whether every limit of tokens still holds."""
         if tokens <= grant.demand.tokens + grant.extra:
             return True
-        accounts = self._of(grant)
         try:
             self._enter()
-        except Stalled:
+        except Busy:
+            if self._is_apart(grant):
+                return limits.debit(self._of(grant), grant, tokens, self._now(), self._unix_time())
             return True  # the next debit counts these as well, or the settlement
         try:
-            return limits.debit(accounts, grant, tokens, self._now(), self._unix_time())
+            return limits.debit(self._of(grant), grant, tokens, self._now(), self._unix_time())
         finally:
             self._table.leave()
 
     def settle(self, grant: Grant, tokens: int, cost: int) -> None:
         """Replace what was reserved by what was used, in tokens and billionths of a dollar; a grant that is over stays as it is."""
         if self._end(grant, tokens):
-            accounts = self._of(grant)
-            self._change(lambda: limits.settle(accounts, grant, tokens, cost, self._now(), self._unix_time()))
+            self._change(grant, lambda accounts: limits.settle(accounts, grant, tokens, cost, self._now(), self._unix_time()))
 
     def release(self, grant: Grant) -> None:
         """Give everything back: nothing was sent anywhere."""
         if self._end(grant, 0):
+            self._change(grant, lambda accounts: limits.release(accounts, grant, self._now(), self._unix_time()))
+
+    def _change(self, grant: Grant, change: Callable[[list[Account]], None]) -> None:
+        """End a grant's part in its accounts now, or as soon as that can be done."""
+        try:
+            self._enter()
+        except Busy:
             accounts = self._of(grant)
-            self._change(lambda: limits.release(accounts, grant, self._now(), self._unix_time()))
+            if self._apart is None or not self._is_apart(grant):
+                self._late.append(lambda: change(accounts))
+                if self._apart is not None:
+                    self._apart.ended_before(grant)
+            else:
+                change(accounts)
+                self._apart.grants.discard(grant)
+            return
+        try:
+            change(self._of(grant))
+        finally:
+            self._table.leave()
+
+    # The lock
 
     def gate(self, name: str) -> SharedGate:
         """Return the gate of an upstream's slots, which all processes at this table share."""
         # No scope's name holds a character that does not print.
-        account = partial(self._table.account, f"\0{name}")
-        return SharedGate(account, enter=self._enter, leave=self._table.leave, change=self._change, now=self._now)
+        scope = f"\0{name}"
+        return SharedGate(
+            partial(self._account_of_gate, scope),
+            find=partial(self._table.find, scope),
+            enter=self._enter,
+            enter_whole=self._enter_whole,
+            leave=self._table.leave,
+            later=self._late.append,
+            now=self._now,
+            apart=self._apart_among,
+        )
+
+    def _apart_among(self) -> int:
+        if not self._table.is_stalled:
+            return 0
+        self._parted()
+        return self._table.processes
+
+    def _account_of_gate(self, name: str) -> Account:
+        try:
+            return self._table.account(name)
+        except Full:
+            self.is_full = True
+            return private_account()
 
     @property
     def is_stalled(self) -> bool:
-        """Tell whether nobody can count, because a process that was counting does not go on."""
+        """Tell whether this process counts by itself, because another one that was counting does not go on."""
         return self._table.is_stalled
 
-    def _enter_for(self, scopes: Iterable[Scope]) -> list[Account]:
-        try:
-            accounts = [self._account(scope) for scope in scopes]
+    @property
+    def is_behind(self) -> bool:
+        """Tell whether something is still to be counted where all count."""
+        return self._table.is_busy or bool(self._late) or self._apart is not None
+
+    def catch_up(self) -> None:
+        """Count what is still to be counted, if the lock can be had."""
+        with contextlib.suppress(Busy):
             self._enter()
-        except Stalled:
-            # To let a request in uncounted would break the limit, to wait would hold up every stream of this process.
+            self._table.leave()
+
+    def _enter_for(self, scopes: Iterable[Scope], enter: Callable[[], None] | None = None) -> list[Account]:
+        """Take the lock; raises Busy, and Overloaded, without it."""
+        (enter or self._enter)()
+        try:
+            return [self._account(scope) for scope in scopes]
+        except Full:
+            self._table.leave()
+            self.is_full = True
+            # To let a request in uncounted would break the limit.
             raise Overloaded from None
-        return accounts
 
     def _enter(self) -> None:
-        self._table.enter()
+        try:
+            self._table.enter()
+        except Busy:
+            self.on_busy()
+            raise
         if self._late:
-            late, self._late = self._late, []
+            late = self._late.copy()
+            self._late.clear()
             for change in late:
                 change()
+        if self._apart is not None:
+            apart, self._apart = self._apart, None
+            apart.enter_into(self._account_or_own, self._now(), self._unix_time())
+            self._table.part(is_apart=False)
 
-    def _change(self, change: Callable[[], None]) -> None:
-        """Change accounts now, or as soon as that can be done."""
-        try:
-            self._enter()
-        except Stalled:
-            self._late.append(change)
-            return
-        try:
-            change()
-        finally:
+    def _enter_whole(self) -> None:
+        """Take the lock to admit: others that admitted by themselves have to enter that first. Raises Busy."""
+        self._enter()
+        if not self._table.is_whole:
             self._table.leave()
+            raise Busy
+
+    def _is_apart(self, grant: Grant) -> bool:
+        return self._apart is not None and grant in self._apart.grants
 
     def _end(self, grant: Grant, tokens: int) -> bool:
         self.returned += 1
@@ -200,7 +314,7 @@ class Ledger:
         try:
             self._table.sweep()
             self._enter()
-        except Stalled:
+        except Busy:
             return self.violations()
         try:
             for _, account in self._accounts.values():
@@ -235,7 +349,7 @@ class Ledger:
         for scope, account in list(self._accounts.values()):
             try:
                 self._enter()
-            except Stalled:
+            except Busy:
                 return
             try:
                 shares = limits.used_shares(account, scope.limits, self._now(), self._unix_time())
@@ -257,5 +371,17 @@ class Ledger:
         self._accounts[scope.name] = (scope, account)
         return account
 
+    def _account_or_own(self, scope: Scope) -> Account:
+        """Return an account for what was let in already, of this process alone where there is no room."""
+        try:
+            return self._account(scope)
+        except Full:
+            self.is_full = True
+            account = private_account()
+            self._accounts[scope.name] = (scope, account)
+            return account
+
     def _of(self, grant: Grant) -> list[Account]:
+        if self._apart is not None and grant in self._apart.grants:
+            return self._apart.accounts(grant)
         return [self._accounts[scope.name][1] for scope in grant.demand.scopes]

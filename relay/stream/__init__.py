@@ -16,6 +16,7 @@ from relay.stream.bodies import OpaqueRelay, WholeRelay
 from relay.stream.ends import DONE_GRACE_SECONDS, HOLD_SECONDS, BodyEnd, HoldBudget, Port, broken
 from relay.stream.events import EventRelay
 from relay.stream.flow import Brake, Flow, Tally
+from relay.stream.overheard import Overheard
 from relay.stream.unasked import WithoutUsage
 
 BodyRelay = EventRelay | WholeRelay | OpaqueRelay
@@ -30,6 +31,7 @@ __all__ = [
     "Flow",
     "HoldBudget",
     "OpaqueRelay",
+    "Overheard",
     "Port",
     "Tally",
     "WholeRelay",

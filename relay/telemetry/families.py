@@ -202,7 +202,7 @@ VIOLATIONS: Final = Family(
 LOOP_LAG: Final = Family(name="relay_event_loop_lag_seconds", help="How late a 100 ms timer of the event loop ran.", buckets=LAGS)
 LIMITER_DEGRADED: Final = Family(
     name="relay_limiter_degraded",
-    help="Whether limits are counted by this relay alone because Redis is away: 1 or 0. Always 0 without Redis.",
+    help="Whether limits are counted here alone, each in part: Redis is away, or another process was stopped. 1 or 0.",
     merge=Merge.MAX,
 )
 RELOAD_SUCCESSFUL: Final = Family(

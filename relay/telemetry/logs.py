@@ -2,8 +2,8 @@
 
 Lines are JSON, or readable on a terminal. They go to stderr through a bounded queue and a thread, so that a blocked
 pipe or a full disk never stops a stream; lines that find the queue full are counted and dropped (F43).
-Keys, credentials, prompts and answers are in no line; values are at most 512 characters of escaped text, and what
-looks like a credential in the words of others is taken out.
+Keys, credentials, prompts and answers are in no line (a switch in `prompts` adds lines that have the latter two); values are at most 512
+characters of escaped text, and what looks like a credential in the words of others is taken out.
 """
 
 import sys

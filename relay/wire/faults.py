@@ -49,6 +49,14 @@ _STATUS_OF: Final = (
     ("internal", 500),
     ("apierror", 500),
 )
+TOO_LONG: Final = (
+    "maximum context length",
+    "prompt is too long",
+    "context length of the model",
+    "model's context length",
+    "exceeded model token limit",
+)
+"""In lower case, what tells of a prompt that is too long where an error is nothing but its message: a caller's own mistake."""
 _FAILED_ENDS: Final = {"error": 502, "abort": 502, "network_error": 502, "insufficient_system_resource": 503}
 """Finish reasons that mean a failure (OpenRouter and Mistral, SGLang, Zhipu, DeepSeek), and the status that each stands for."""
 _SEPARATORS: Final = str.maketrans("", "", "_-. ")
@@ -149,4 +157,5 @@ def _status(detail: dict[str, Any]) -> int:
         for part, status in _STATUS_OF:
             if part in plain:
                 return status
-    return _DEFAULT_STATUS
+    text = (_message(detail) or "").lower()
+    return 400 if any(phrase in text for phrase in TOO_LONG) else _DEFAULT_STATUS

@@ -15,6 +15,7 @@ upstreams:
   one: {{base_url: "http://127.0.0.1:9001/v1", api_key: {SECRET}1}}
   two: {{base_url: "http://127.0.0.1:9002/v1", api_key: {SECRET}2}}
   sim: {{kind: demo, limits: {{concurrency: 4, queue_wait: 2s}}}}
+  many: {{base_url: "http://127.0.0.1:9003/v1", api_keys: [{SECRET}3, {SECRET}4]}}
 routes:
   fast: [one/a, {{to: two/b, timeouts: {{first_token: 10m}}}}]
   smart:
@@ -24,6 +25,7 @@ routes:
     timeouts: {{first_token: 90s, total: 2h}}
   forgiving: {{to: [one/a, two/b], fallback_on: [context_length]}}
   alone: one/a
+  firm: {{to: many/a, retries: 0}}
   one/*: one/*
   one/big-*: [one/big-*, two/fixed]
 keys:
@@ -101,6 +103,15 @@ def test_rules_name_what_falls_back_on_this_route(config: Config) -> None:
     assert "throttled" in rule(fast, "the next target after")
     assert "model_not_found (for a name from the configuration)" in rule(wild, "the next target after")
     assert not any("next target" in line for line in told(config, "alone").rules)
+
+
+def test_retries_and_further_credentials_are_told_where_there_are_any(config: Config) -> None:
+    assert "at most twice" in rule(told(config, "alone"), "the same target again")
+    firm = told(config, "firm")
+    assert not any("same target again" in line for line in firm.rules)
+    assert any("many has 2 credentials" in line for line in firm.notes)
+    assert not any("same target again" in line for line in told(config, "alone", request={"model": "alone", "store": True}).rules)
+    assert not any("credentials" in line for line in told(config, "alone").notes)
 
 
 @pytest.mark.parametrize(

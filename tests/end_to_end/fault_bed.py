@@ -22,8 +22,8 @@ from tests.fakes.upstream import Request, ScriptedUpstream
 
 TIMEOUTS = {"connect": "5s", "first_token": "8s", "between_tokens": "8s", "write": "8s", "total": "20s"}
 """Long, so that a busy machine makes no faults of its own."""
-QUICK = {"timeouts": {"connect": "500ms", "first_token": "1s", "between_tokens": "1s", "write": "1s"}}
-"""For the rows that are about a timeout."""
+QUICK = {"timeouts": {"connect": "1s", "first_token": "1500ms", "between_tokens": "1s", "write": "1s"}}
+"""For the rows that are about a timeout. `first_token` is below the two seconds for which first events are held."""
 SPACING_SECONDS = 0.004
 """Between the starts of two rows: all at once would be a test of overload."""
 CLOSE_SECONDS = 2.5

@@ -72,10 +72,11 @@ async def stall(relay: RelayProcess, path: str, model: str) -> RawClient:
 async def stand_still(upstream: ScriptedUpstream, models: list[str]) -> list[int]:
     """Wait until no upstream gets rid of another byte; return how many each has sent."""
     last: list[int] = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while True:
-            sent = [upstream.of(model)[0].connection.sent_bytes for model in models]
-            if sent == last:
+            connections = [upstream.of(model)[0].connection for model in models]
+            sent = [connection.sent_bytes for connection in connections]
+            if sent == last and all(connection.is_paused for connection in connections):
                 return sent
             last = sent
             await asyncio.sleep(0.4)

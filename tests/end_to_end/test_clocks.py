@@ -270,7 +270,8 @@ async def stands_still(upstream: ScriptedUpstream, model: str) -> None:
     """Wait until the upstream gets rid of nothing more."""
     sent = -1
     async with asyncio.timeout(10):
-        while sent != (sent := upstream.of(model)[0].connection.sent_bytes):
+        connection = upstream.of(model)[0].connection
+        while sent != (sent := connection.sent_bytes) or not connection.is_paused:
             await asyncio.sleep(0.1)
 
 

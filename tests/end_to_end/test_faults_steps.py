@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Coroutine, Generator
 from pathlib import Path
 from typing import Any, Self
+from unittest import mock
 
 import pytest
 import uvloop
@@ -57,18 +58,23 @@ class CountedRelay:
         self._loop_factory = loop_factory
         self._thread = threading.Thread(target=self._run)
         self._started = threading.Event()
-        self._loop: asyncio.AbstractEventLoop
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event
+        self._patch = mock.patch.object(asyncio, "Task", self._make_task_class())
         self.steps = 0
 
     async def __aenter__(self) -> Self:
+        # A task factory alone would miss the tasks that a library makes itself, to start them eagerly.
+        self._patch.start()
         self._thread.start()
         assert await asyncio.to_thread(self._started.wait, START_SECONDS)
         return self
 
     async def __aexit__(self, *exc: object) -> None:
+        assert self._loop is not None
         self._loop.call_soon_threadsafe(self._stop.set)
         await asyncio.to_thread(self._thread.join)
+        self._patch.stop()
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=self._loop_factory) as runner:
@@ -76,15 +82,22 @@ class CountedRelay:
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._loop.set_task_factory(self._make_task)
+        self._loop.set_task_factory(lambda loop, coroutine, **options: asyncio.Task(coroutine, loop=loop, **options))
         self._stop = asyncio.Event()
         await self._relay.start()
         self._started.set()
         await self._stop.wait()
         await self._relay.stop()
 
-    def _make_task(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
-        return asyncio.Task(Steps(coroutine, self._take_step), loop=loop, **options)
+    def _make_task_class(self) -> type[asyncio.Task[Any]]:
+        relay = self
+
+        class CountedTask(asyncio.Task[Any]):
+            def __init__(self, coroutine: Any, *, loop: asyncio.AbstractEventLoop, **options: Any) -> None:
+                is_counted = loop is relay._loop
+                super().__init__(Steps(coroutine, relay._take_step) if is_counted else coroutine, loop=loop, **options)
+
+        return CountedTask
 
     def _take_step(self) -> None:
         self.steps += 1

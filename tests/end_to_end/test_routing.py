@@ -34,7 +34,7 @@ def config(*upstreams: ScriptedUpstream, route: object) -> dict[str, object]:
     return {
         "upstreams": {name: {"base_url": up.url, "api_key": f"sk-{name}"} for name, up in zip(names, upstreams, strict=False)},
         "routes": {"fast": route},
-        "timeouts": {"connect": "5s", "first_token": "2s", "between_tokens": "2s", "write": "2s", "total": "10s"},
+        "timeouts": {"connect": "5s", "first_token": "8s", "between_tokens": "8s", "write": "8s", "total": "20s"},
     }
 
 

@@ -27,6 +27,7 @@ CALLERS: Final = (
     ("context", "context_length_exceeded", "invalid_request_error"),
     ("policy", "content_filter", None),
     ("number", 400, "BadRequestError"),
+    ("message", None, None),
 )
 """What a caller's own mistake is called within a 200: name, code, type."""
 
@@ -53,7 +54,7 @@ class Row:
 
 def in_a_200(code: str | int | None, type_: str | None) -> dict[str, Script]:
     """A caller's own mistake that an upstream tells after it has said 200, as a stream and not."""
-    told = {"error": {"message": "m", "type": type_, "code": code}}
+    told = {"error": {"message": "This model's maximum context length is 8192 tokens.", "type": type_, "code": code}}
     return {"stream": sse([events.role(), events.event(told)], end="hang"), "json": json_answer(told)}
 
 

@@ -1,7 +1,6 @@
 """Slots are leases: what a killed worker held is free again within a second or so, and nothing else is."""
 
 import asyncio
-import fcntl
 import os
 import signal
 import time
@@ -10,10 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.conftest import RelayWith
-from tests.end_to_end.test_workers import CHAT, WITHIN, crew, gated, worker_of
+from tests.end_to_end.test_workers import CHAT, WITHIN, crew, gated, several, worker_of
 from tests.fakes.client import RawClient
-from tests.fakes.relay import RelayProcess, config_for
+from tests.fakes.relay import RelayProcess
 from tests.fakes.upstream import ScriptedUpstream
+from tests.stores.test_host import workers
 
 KEY = "sk-leases-0123456789abcdef"
 STREAMS = 50
@@ -72,27 +72,43 @@ async def test_slots_of_a_killed_worker_with_50_streams_come_back_within_the_lea
     assert not metrics.nonzero("relay_invariant_violations_total")
 
 
-async def test_a_stopped_process_that_has_the_lock_of_the_limits_delays_no_stream_and_is_told(
+async def test_while_a_process_is_stopped_with_the_lock_of_the_limits_each_worker_admits_its_part_and_no_stream_waits(
     relay_with: RelayWith, upstream: ScriptedUpstream, tmp_path: Path
 ) -> None:
     gate = asyncio.Event()
     upstream.route("gated", gated(gate))
-    config = config_for(upstream, state_dir=str(tmp_path / "state"), keys={"many": {"key": KEY, "limits": {"concurrency": 2}}})
+    slots = 16
+    state = tmp_path / "state"
+    config = several(upstream, 3, state_dir=str(state), keys={"many": {"key": KEY, "limits": {"concurrency": slots}}})
     relay = await relay_with(config)
+    await relay.wait_log("worker_ready", count=3, within=WITHIN)
     client = await opened(relay)
     assert client is not None
-    with (tmp_path / "state" / "limits").open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with workers(state, 1, concurrency=1) as (other,):
+        assert (other.ask("admit 1"), other.ask("die")) == (1, 0)
+        other.process.send_signal(signal.SIGSTOP)
+        # Four processes share the limit: of the fifteen slots left each may give away three.
+        more = [await opened(relay) for _ in range(4 * slots)]
+        let_in = [each for each in more if each is not None]
+        owners = Counter(worker_of(relay, each) for each in let_in)
+        assert len(let_in) == 9 and max(owners.values()) == 3, owners
         refused = await relay.post(CHAT, {"model": "gated"}, (("Authorization", f"Bearer {KEY}"),))
-        assert (refused.status, refused.header("retry-after")) == (503, b"1")
-        gate.set()
-        assert (await client.read_response(within=WITHIN)).end == "complete"
-        await relay.wait_log("limits", result="stalled", within=WITHIN)
+        assert (refused.status, refused.header("retry-after"), refused.error_code) == (429, b"1", "concurrency_limited")
+        await relay.wait_log("limits", result="degraded", count=3, within=WITHIN)
         assert (await relay.get("/readyz")).json()["limits"] == "degraded"
-        assert (await relay.metrics()).value("relay_limiter_degraded") == 1
-    await relay.wait_log("limits", result="shared", within=WITHIN)
-    metrics = await relay.settled()
+        assert (await relay.metrics()).value("relay_limiter_degraded") >= 1
+        gate.set()
+        for each in (client, *let_in):
+            assert (await each.read_response(within=WITHIN)).end == "complete"
+    # The stopped process is dead, and what it held is free.
+    await relay.wait_log("limits", result="shared", count=3, within=WITHIN)
+    metrics = await relay.settled(within=WITHIN)
     assert metrics.value("relay_key_limit_used_ratio", key="many", limit="concurrency") == 0
     assert metrics.value("relay_limiter_degraded") == 0
     assert not metrics.nonzero("relay_invariant_violations_total")
-    await client.close()
+    assert (len(relay.logs("limits", result="degraded")), len(relay.logs("limits", result="shared"))) == (3, 3), "one line for each change"
+    again = [await opened(relay) for _ in range(slots)]
+    assert None not in again
+    for each in (client, *let_in, *again):
+        if each is not None:
+            await each.close()

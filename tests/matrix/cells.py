@@ -11,7 +11,7 @@ from tests.fakes.scripts import JSON, Script, body, error_answer, hang, in_turn,
 from tests.fakes.upstream import Peer
 
 CONNECT_QUICK = {"timeouts": {"connect": "500ms"}}
-QUICK = {"timeouts": {"first_token": "1s", "between_tokens": "1s"}}
+QUICK = {"timeouts": {"first_token": "1500ms", "between_tokens": "1s"}}
 """Only for the cells that are about a timeout: a busy machine makes no faults of its own."""
 HOLD_SECONDS = 2.3
 """Longer than an answer without streaming is held: what comes after this pause comes after the commit."""

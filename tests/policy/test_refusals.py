@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.policy.refusals import CONSEQUENCES, Blame, Fallback, Refusal, classify
+from relay.wire.faults import TOO_LONG
 from tests.policy.recorded import REFUSED, words
 
 MEANING = {
@@ -182,3 +183,8 @@ def test_consequences_are_complete_and_agree_with_themselves() -> None:
             assert consequence.rest_seconds == 0, refusal
     assert CONSEQUENCES[Refusal.CALLER].falls_back is Fallback.NEVER
     assert CONSEQUENCES[Refusal.SLOW_DOWN].rest_seconds == 5.0
+
+
+@pytest.mark.parametrize("phrase", TOO_LONG)
+def test_what_is_too_long_by_its_message_in_a_200_is_so_as_a_refusal_too(phrase: str) -> None:
+    assert classify(400, message=f"Error: {phrase}.") is Refusal.CONTEXT_LENGTH

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from relay.config.tree import Config, Route, Target, Upstream, UpstreamLimits
 from relay.policy.accounts import ACCOUNT_CELLS, Account
 from relay.policy.slots import AllSlots, Claim, Holds, Slots
 from relay.stores.gates import SharedGate
+from relay.stores.table import Busy
 
 
 def slots_of(concurrency: int | None, queue: int = 10) -> Slots:
@@ -187,12 +189,31 @@ class Common:
     def __init__(self, limit: int, processes: int, *, queue_wait: float = 5.0) -> None:
         cells = memoryview(bytearray(8 * ACCOUNT_CELLS)).cast("q")
         self.milliseconds = 1_000
+        self.is_stopped = False
+        """Whether a process that was stopped has the lock."""
+        self.late: list[Callable[[], None]] = []
         self.accounts = [Account(cells, number) for number in range(processes)]
         limits = UpstreamLimits(concurrency=limit, queue=100, queue_wait=queue_wait)
         self.slots = [Slots(limits, self.gate(account)) for account in self.accounts]
 
     def gate(self, account: Account) -> SharedGate:
-        return SharedGate(lambda: account, enter=nothing, leave=nothing, change=lambda change: change(), now=lambda: self.milliseconds)
+        return SharedGate(
+            lambda: account,
+            find=lambda: account,
+            enter=self.enter,
+            enter_whole=self.enter,
+            leave=nothing,
+            later=self.late.append,
+            now=lambda: self.milliseconds,
+            apart=lambda: len(self.accounts),
+        )
+
+    def enter(self) -> None:
+        if self.is_stopped:
+            raise Busy
+        late, self.late[:] = self.late.copy(), []
+        for change in late:
+            change()
 
     def claim(self, process: int) -> Claim:
         self.milliseconds += 1
@@ -284,9 +305,24 @@ def test_a_bound_that_comes_and_goes_with_reloads_counts_only_what_was_taken_und
     assert (common.accounts[0].slots, slots.held) == (0, 0)
 
 
+def test_while_nobody_can_count_together_each_process_takes_its_part_of_what_was_left() -> None:
+    common = Common(9, 2)
+    before = [common.claim(0) for _ in range(2)]
+    common.is_stopped = True
+    claims = [[common.claim(process) for _ in range(5)] for process in range(2)]
+    assert [sum(claim.holds is Holds.SLOT for claim in each) for each in claims] == [3, 3]
+    before[0].give()
+    assert [sum(claim.holds is Holds.SLOT for claim in each) for each in claims] == [4, 3], "a slot that it had is its to give again"
+    assert len(common.late) == 2, "one change for each process, whatever has happened"
+    common.is_stopped = False
+    common.look()
+    held = sum(claim.holds is Holds.SLOT for each in claims for claim in each) + 1
+    assert held == common.accounts[0].slots == 9
+
+
 @given(
     limit=st.integers(1, 4),
-    steps=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3), st.integers(0, 20)), max_size=80),
+    steps=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 5), st.integers(0, 20)), max_size=80),
 )
 @settings(max_examples=150, deadline=None)
 def test_whatever_processes_do_the_bound_holds_for_all_of_them_and_nobody_is_forgotten(
@@ -299,10 +335,16 @@ def test_whatever_processes_do_the_bound_holds_for_all_of_them_and_nobody_is_for
             claims.append(common.claim(process))
         elif kind == 2:
             claims.pop(which % len(claims)).give()
-        else:
+        elif kind == 3:
             common.slots[process].serve()
+        else:
+            common.is_stopped = kind == 4
         held = sum(claim.holds is Holds.SLOT for claim in claims)
-        assert held == sum(slots.held for slots in common.slots) == common.accounts[0].slots <= limit
+        assert held == sum(slots.held for slots in common.slots) <= limit
+        if not common.is_stopped:
+            common.enter()
+            assert held == common.accounts[0].slots
+    common.is_stopped = False
     for _ in range(len(claims) + 1):
         common.look()
     assert sum(claim.holds is Holds.SLOT for claim in claims) == min(limit, len(claims))

@@ -1,6 +1,7 @@
 """Limits shared by the processes of one machine: exact between them, and nothing lost with a process that is killed."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ import pytest
 
 from relay.config.tree import Budget, Limits, Period
 from relay.policy.limits import Demand, Grant, Refusal, Scope
-from relay.stores.host import WAIT_SECONDS, HostTable, StateFileUnusable
+from relay.stores.host import SPIN_SECONDS, WAIT_SECONDS, HostTable, StateFileUnusable
 from relay.stores.ledger import Ledger
 
 ROOT = Path(__file__).parents[2]
@@ -94,10 +95,10 @@ def test_slots_of_a_killed_process_come_back_with_the_next_sweep(tmp_path: Path)
 def test_a_process_that_is_only_stopped_keeps_what_it_holds(tmp_path: Path) -> None:
     with workers(tmp_path, 2, concurrency=10) as (first, second):
         assert first.ask("admit 10") == 10
-        first.process.send_signal(19)
+        first.process.send_signal(signal.SIGSTOP)
         assert second.ask("sweep") == 0
         assert second.ask("admit 1") == 0
-        first.process.send_signal(18)
+        first.process.send_signal(signal.SIGCONT)
         assert first.ask("settle") == 10
         assert second.ask("admit 20") == 10
 
@@ -114,24 +115,60 @@ def test_a_process_killed_with_the_lock_in_hand_leaves_right_sums(tmp_path: Path
 @pytest.mark.parametrize("goes_on", [True, False])
 def test_a_process_stopped_with_the_lock_in_hand_holds_nobody_up(tmp_path: Path, goes_on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("relay.stores.host.START_WAIT_SECONDS", 0.1)
-    with workers(tmp_path, 2, concurrency=10) as (first, second):
+    with workers(tmp_path, 3, concurrency=10, budget=1000) as (first, second, third):
         assert (first.ask("admit 4"), second.ask("admit 2")) == (4, 2)
         assert first.ask("die") == 0
-        began_at = time.monotonic()
-        assert second.ask("admit 500") == 0, "nobody is let in uncounted"
-        assert second.ask("settle") == 2
-        assert second.ask("sweep") == 0, "the books balance all the same"
-        assert time.monotonic() - began_at < 10 * (WAIT_SECONDS + 1.0)
+        first.process.send_signal(signal.SIGSTOP)
+        # Of the four slots left nobody may have more than a third, rounded down.
+        assert (second.ask("admit 500"), third.ask("admit 500")) == (1, 1)
+        assert second.ask("settle") == 3
+        assert second.ask("admit 500") == 3, "what it gave back, and its part of the rest"
+        assert (second.ask("sweep"), third.ask("sweep")) == (0, 0), "the books balance all the same"
+        assert max(second.ask("longest"), third.ask("longest")) < 10 * SPIN_SECONDS * 1000
         with pytest.raises(StateFileUnusable, match="does not go on"):
             HostTable(tmp_path)
         if goes_on:
             first.tell("go on")
+            first.process.send_signal(signal.SIGCONT)
             assert first.ask("sweep") == 0
         else:
             first.kill()
-            assert second.ask("sweep") == 0
-        assert second.ask("admit 20") == (6 if goes_on else 10), "what was given back meanwhile is free"
+        # Both have to enter what they let in before anybody admits from the whole.
+        assert together([second, third], "sweep") == [0, 0]
+        assert together([second, third], "sweep") == [0, 0], "a killed one's slots are free now"
+        assert third.ask("admit 20") == (2 if goes_on else 6)
+        assert second.ask("settle") == 3
+        assert third.ask("admit 20") == 3
+        assert together([second, third], "sweep") == [0, 0]
+
+
+def test_whoever_lets_requests_in_by_itself_keeps_the_others_from_the_whole_until_it_has_said_so(tmp_path: Path) -> None:
+    with workers(tmp_path, 3, rpm=9) as (first, second, third):
+        assert (first.ask("admit 1"), third.ask("admit 1")) == (1, 1)
+        assert first.ask("die") == 0
+        assert second.ask("admit 500") == 2, "a third of the rest"
+        second.process.send_signal(signal.SIGSTOP)
+        first.tell("go on")
+        began_at = time.monotonic()
+        third.tell("admit 1")
+        time.sleep(WAIT_SECONDS / 5)
+        second.process.send_signal(signal.SIGCONT)
         assert second.ask("sweep") == 0
+        assert third.hear() == "1"
+        assert third.ask("admit 500") == 4, "what the second let in counts"
+        assert time.monotonic() - began_at < 10 * WAIT_SECONDS
+
+
+def test_a_process_that_counts_by_itself_and_is_stopped_holds_nobody_up_for_long(tmp_path: Path) -> None:
+    with workers(tmp_path, 3, rpm=9) as (first, second, third):
+        assert (first.ask("admit 3"), first.ask("die")) == (3, 0)
+        assert second.ask("admit 500") == 2
+        second.process.send_signal(signal.SIGSTOP)
+        first.tell("go on")
+        assert third.ask("admit 2") == 2, "after a moment"
+        second.process.send_signal(signal.SIGCONT)
+        assert second.ask("sweep") == 0
+        assert third.ask("admit 500") == 2
 
 
 def test_what_was_spent_and_the_running_minute_survive_a_restart(tmp_path: Path) -> None:

@@ -3,11 +3,11 @@
 import asyncio
 import json
 import sys
+import time
 
 from relay.config.tree import Budget, Limits, Period
-from relay.errors import Overloaded
-from relay.policy.limits import Demand, Grant, Refusal, Scope
-from relay.stores import Ledger, open_ledger
+from relay.policy.limits import Demand, Grant, Scope
+from relay.stores import open_ledger
 
 
 def main() -> None:
@@ -17,13 +17,14 @@ def main() -> None:
     scopes = (Scope(limits=Limits(**told, budget=made), key="alice"),)
     ledger = open_ledger(directory)
     held: list[Grant] = []
+    longest = 0.0
     print("ready", flush=True)
     for line in sys.stdin:
         verb, _, number = line.partition(" ")
         count = int(number or 0)
         match verb.strip():
             case "admit":
-                answers = [asked(ledger, Demand(scopes=scopes, tokens=1)) for _ in range(count)]
+                answers = [asyncio.run(ledger.admit(Demand(scopes=scopes, tokens=1))) for _ in range(count)]
                 granted = [answer for answer in answers if isinstance(answer, Grant)]
                 held += granted
                 result = len(granted)
@@ -40,9 +41,14 @@ def main() -> None:
                         ledger.settle(answer, 1, 0)
             case "settle":
                 for grant in held:
+                    began_at = time.monotonic()
                     ledger.settle(grant, 1, 0)
+                    longest = max(longest, time.monotonic() - began_at)
                 result = len(held)
                 held.clear()
+            case "longest":
+                # How long a settlement took, in milliseconds: nothing in it may wait.
+                result = int(longest * 1000)
             case "sweep":
                 result = len(ledger.sweep())
             case "die":
@@ -59,13 +65,6 @@ def main() -> None:
                 break
         print(result, flush=True)
     ledger.close()
-
-
-def asked(ledger: Ledger, demand: Demand) -> Grant | Refusal | None:
-    try:
-        return asyncio.run(ledger.admit(demand))
-    except Overloaded:
-        return None
 
 
 if __name__ == "__main__":

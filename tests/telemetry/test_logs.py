@@ -98,7 +98,7 @@ def test_a_reader_that_does_not_read_costs_lines_and_nothing_else(monkeypatch: p
     for _ in range(1000):
         writer.put(b"more")
     writer.close(0.01)
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < 10.0
     assert writer.dropped == 990
     file.is_free.set()
     until(lambda: file.data.count(b"more\n") == 10)

@@ -177,6 +177,9 @@ def test_readers_of_whole_bodies_never_raise(body: bytes) -> None:
         ({"code": "1302"}, 502),
         ({"message": "?"}, 502),
         ("boom", 502),
+        ({"message": "This model's maximum context length is 8192 tokens.", "code": None}, 400),
+        ("Prompt is too long: 9000 tokens", 400),
+        ({"message": "prompt is too long", "type": "server_error"}, 500),
         ([{"code": 400}], 400),
     ],
 )
