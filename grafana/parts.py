@@ -160,6 +160,7 @@ def internals() -> Row:
     """Tell how the process is."""
     nothing = "a bug of the relay, records that nobody takes fast enough, more names than have series, limits without their Redis"
     single = f"count by (instance) (relay_build_info{{{S}}}) unless on (instance) relay_workers{{{S}}}"
+    named = f'label_replace({single}, "state", "single", "", "")'
     return Row(
         title="Relay internals",
         is_collapsed=True,
@@ -191,7 +192,7 @@ def internals() -> Row:
                 title="Processes",
                 about="Those that serve: workers by state, or the single process of a relay without. What ended was replaced.",
                 queries=(
-                    Query(expr=f"sum by (instance, state) (relay_workers{{{S}}}) or ({single})", legend="{{instance}} {{state}}"),
+                    Query(expr=f"sum by (instance, state) (relay_workers{{{S}}}) or {named}", legend="{{instance}} {{state}}"),
                     Query(expr=f"sum(increase(relay_worker_exits_total{{{S}}}[{R}])) or vector(0)", legend="ended"),
                 ),
             ),

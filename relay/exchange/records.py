@@ -217,6 +217,11 @@ class ResponseHead(msgspec.Struct, frozen=True, kw_only=True):
         return self.content_type == b"text/event-stream"
 
 
+MAX_TOKENS: Final = 2**31
+"""A thousand times what any model reads or writes at once. Accounts are 64-bit sums, of money in billionths: whatever a request asks
+for, and whatever an upstream reports, must not make one overflow."""
+
+
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens as the upstream reported them; `cached` is part of `input`, `reasoning` part of `output`."""
 

@@ -24,7 +24,10 @@ async def send(upload: Upload, call: Call, done: Done) -> None:
         if task.done() and not done.done():
             task.result()
     finally:
-        if not task.cancel() and not task.cancelled():
+        if task.cancel():
+            # Whoever reads the rest of the body must not find another reader at it.
+            await asyncio.wait({task})
+        if not task.cancelled():
             # The answer, or the client's leaving, came first: what became of the upload does not matter any more.
             task.exception()
 

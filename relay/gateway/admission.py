@@ -13,7 +13,7 @@ import msgspec
 
 from relay.config.tree import Key, Limits, OnLimit, Price, Route
 from relay.errors import ClientError
-from relay.exchange import JSON_OPERATIONS, Attempt, ClientRequest, Exchange, Operation, Outcome, Usage, UsageSource
+from relay.exchange import JSON_OPERATIONS, MAX_TOKENS, Attempt, ClientRequest, Exchange, Operation, Outcome, Usage, UsageSource
 from relay.forward.ports import Limiter
 from relay.policy.estimates import Answers, Ratios, cost_of, estimate_of, price_of, said_answer
 from relay.policy.limits import Demand, Grant, Limit, Refusal, Scope, Standing
@@ -143,7 +143,7 @@ class Admission:
             # It is counted as it flows, and stops in time.
             answer = 0
         if answer is None:
-            answer = self._answers.expect(plan.route.name)
+            answer = min(self._answers.expect(plan.route.name) * request.body.answers, MAX_TOKENS)
             if allowance.most_tokens is not None:
                 # A guess of ours must not be what makes a request impossible.
                 answer = max(0, min(answer, allowance.most_tokens - prompt))
@@ -202,7 +202,8 @@ class Admission:
         upstream, model = _served_by(exchange)
         self._ratios.learn(upstream, model, estimated=estimate_of(exchange), reported=usage.input)
         if exchange.outcome is Outcome.COMPLETE and usage.output:
-            self._answers.learn(ticket.allowance.route.name, usage.output)
+            answers = 1 if exchange.request.body is None else exchange.request.body.answers
+            self._answers.learn(ticket.allowance.route.name, -(-usage.output // answers))
 
 
 def scopes_of(key: Key | None, route: Route) -> tuple[Scope, ...]:

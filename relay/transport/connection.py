@@ -21,6 +21,7 @@ from relay.stream import BodyEnd
 MAX_HEADERS: Final = 128
 MAX_LINE: Final = 8190
 MAX_HEAD: Final = 64 * 2**10
+"""Also of what may come behind the head without a byte of the body: trailers are a head's worth at most."""
 MAX_INTERIM: Final = 16
 """1xx answers before the real one."""
 
@@ -44,7 +45,7 @@ class Connection(asyncio.Protocol):
         "_encoding",
         "_error",
         "_feed",
-        "_framing",
+        "_framing_bytes",
         "_full_since",
         "_has_body",
         "_head",
@@ -98,6 +99,7 @@ class Connection(asyncio.Protocol):
         self._headers: list[tuple[bytes, bytes]] = []
         self._head: ResponseHead | None = None
         self._head_bytes = 0
+        self._framing_bytes = 0
         self._content_length: int | None = None
         self._content_type = b""
         self._encoding = b""
@@ -211,7 +213,6 @@ class Connection(asyncio.Protocol):
                 if receiver.relay is not None:
                     receiver.relay.feed(data, monotonic())
                 return
-            self._received = True
             is_garbage = False
             try:
                 self._feed(data)
@@ -223,13 +224,19 @@ class Connection(asyncio.Protocol):
                 is_garbage = not self._is_complete
                 self._is_dirty = True
             if self._is_reading_head:
+                self._received = True
                 self._head_bytes += len(data)
                 is_garbage = is_garbage or self._head_bytes > MAX_HEAD
             elif self._head is None:
                 receiver.head(self._take_head())
+            elif not self._parts:
+                # Sizes of chunks, and trailers: the parser collects a trailer's line however long it is.
+                self._framing_bytes += len(data)
+                is_garbage = is_garbage or self._framing_bytes > MAX_HEAD
             if self._parts:
                 body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
                 self._parts.clear()
+                self._framing_bytes = 0
                 if receiver.relay is not None and self.receiver is receiver:
                     receiver.relay.feed(body, monotonic())
             if is_garbage:
@@ -265,7 +272,7 @@ class Connection(asyncio.Protocol):
         else:
             self.discard()
         try:
-            receiver.end(how, anything=self._received)
+            receiver.end(how, anything=self._received or self._head is not None)
         except Exception as error:  # as in `data_received`
             receiver.crash(error)
 

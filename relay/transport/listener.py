@@ -172,8 +172,8 @@ class RelayHandler(RequestHandler):
 
     async def _linger(self, payload: Any) -> None:
         """Read what is left of a body for a while, so that the client reads its answer before it finds the connection closed."""
-        if not self._force_close and self._lingering_time:
-            with contextlib.suppress(TimeoutError):
+        if not self._force_close and self._lingering_time and payload.exception() is None:
+            with contextlib.suppress(TimeoutError, ClientError):  # it may stop being HTTP meanwhile
                 async with asyncio.timeout(self._lingering_time):
                     while not payload.is_eof():
                         await payload.readany()

@@ -20,7 +20,7 @@ from typing import Any, Final
 import msgspec
 
 from relay.errors import ClientError
-from relay.exchange import JsonBody
+from relay.exchange import MAX_TOKENS, JsonBody
 
 MAX_DEPTH: Final = 64
 MAX_MEMBERS: Final = 1000
@@ -250,7 +250,7 @@ def _answer_tokens(values: dict[str, msgspec.Raw], answers: int) -> int | None:
     for name in _ANSWER_BOUNDS:
         bound = count_of(values.get(name))
         if bound is not None:
-            return bound * answers
+            return min(bound * answers, MAX_TOKENS)
     return None
 
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from relay.exchange import EventError, Usage
+from relay.exchange import MAX_TOKENS, EventError, Usage
 from relay.wire.events import kind_of
 from relay.wire.faults import event_error
 
@@ -132,6 +132,6 @@ def _details(value: dict[str, Any], *names: str) -> dict[str, Any]:
 def _count(value: dict[str, Any], *names: str) -> int | None:
     for name in names:
         count = value.get(name)
-        if isinstance(count, int) and not isinstance(count, bool) and 0 <= count < 2**53:
+        if isinstance(count, int) and not isinstance(count, bool) and 0 <= count <= MAX_TOKENS:
             return count
     return None

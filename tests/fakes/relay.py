@@ -36,7 +36,7 @@ ACCOUNTS = (
     "relay_requests_in_flight",
 )
 """What becomes of requests that began: these add up to relay_requests_started_total."""
-NOISE = ("Traceback (most recent call last)", "never retrieved", "never awaited", "Unclosed", "ResourceWarning")
+NOISE = ("Traceback (most recent call last)", "never retrieved", "never awaited", "Unclosed", "ResourceWarning", '"connection_failure"')
 """What a healthy relay never writes."""
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from relay.config.tree import Budget, Key, Limits, Period, Price, Route, Target, Timeouts, Upstream
 from relay.errors import ClientError
-from relay.exchange import Attempt, ClientRequest, Exchange, Operation, Outcome, Usage, UsageSource
+from relay.exchange import MAX_TOKENS, Attempt, ClientRequest, Exchange, Operation, Outcome, Usage, UsageSource
 from relay.gateway.admission import Admission, all_scopes, duration, scopes_of
 from relay.policy.estimates import UNKNOWN_ANSWER
 from relay.policy.limits import Demand, Grant, Limit, Refusal, Standing
@@ -114,6 +114,8 @@ async def test_where_no_tokens_are_counted_none_are_estimated(bed: Bed) -> None:
         ({"max_completion_tokens": 70, "max_tokens": 100}, 70),
         ({"max_output_tokens": 80}, 80),
         ({"max_tokens": 100, "n": 3}, 300),
+        ({"max_tokens": 999_999_999, "n": 999_999_999}, MAX_TOKENS),
+        ({"n": 3}, 3 * UNKNOWN_ANSWER),
         ({"max_tokens": "many"}, UNKNOWN_ANSWER),
         ({"max_tokens": -5}, UNKNOWN_ANSWER),
         ({}, UNKNOWN_ANSWER),
@@ -151,6 +153,14 @@ async def test_the_estimate_follows_what_the_model_reports(bed: Bed) -> None:
 async def test_unbounded_answers_are_reserved_as_long_as_those_before_were(bed: Bed) -> None:
     for _ in range(20):
         await bed.run(exchange(), Usage(input=20, output=64))
+    assert bed.limiter.asked[-1].tokens < 20 + 64 + 20
+
+
+async def test_several_answers_at_once_are_each_as_long_as_those_before_were(bed: Bed) -> None:
+    for _ in range(20):
+        await bed.run(exchange(n=4), Usage(input=20, output=4 * 64))
+    await bed.run(exchange())
+    assert 4 * 64 < bed.limiter.asked[-2].tokens < 4 * (64 + 20) + 20
     assert bed.limiter.asked[-1].tokens < 20 + 64 + 20
 
 

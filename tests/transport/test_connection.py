@@ -122,6 +122,24 @@ async def test_trailers_are_dropped() -> None:
     assert all(name != b"X-Trailer" for name, _ in receiver.heads[0].headers)
 
 
+@pytest.mark.parametrize("endless", [b"0\r\nX-Trailer: ", b"5;extension=", b"0000"], ids=["trailer", "extension", "size"])
+async def test_endless_bytes_around_a_body_are_garbage(endless: bytes) -> None:
+    bed = Bed()
+    receiver = bed.feed(CHUNKED[:-5], endless)
+    for _ in range(MAX_HEAD // 1024):
+        assert receiver.how is None
+        bed.feed(b"0" * 1024)
+    assert receiver.how is BodyEnd.GARBAGE
+    assert receiver.body == b"hello world"
+    assert bed.transport.is_closing()
+
+
+async def test_sizes_that_come_apart_from_their_chunks_are_no_garbage_however_many() -> None:
+    receiver = Bed().feed(CHUNKED[: CHUNKED.index(b"5\r\nhello")], *(b"1\r\n", b"x", b"\r\n") * MAX_HEAD, b"0\r\n\r\n")
+    assert receiver.how is BodyEnd.WHOLE
+    assert receiver.body == b"x" * MAX_HEAD
+
+
 # No body
 
 
