@@ -234,7 +234,7 @@ def test_a_key_in_the_words_of_others_does_not_show(is_terminal: bool) -> None:
 def test_each_failed_attempt_is_a_warning_before_the_request() -> None:
     collected, _, log = json_log()
     attempts = (
-        attempt(result=AttemptResult.HTTP_5XX, head=head(500), error_code="upstream_bad_response"),
+        attempt(result=AttemptResult.HTTP_5XX, head=head(500)),
         attempt(result=AttemptResult.CONNECT_ERROR, error_code="upstream_connect_error"),
         attempt(result=AttemptResult.SUCCESS),
         attempt(result=AttemptResult.CANCELLED),
