@@ -183,6 +183,7 @@ class Forwarder:
             if run.is_beaten:
                 # Another attempt has answered: this one is nobody's fault.
                 attempt.result = AttemptResult.CANCELLED
+                attempt.is_beaten = True
                 step.trial.close()
                 learn_beaten(self._targets, attempt, exchange, monotonic())
                 raise
