@@ -201,7 +201,7 @@ CLIENT_ERRORS: Final[Mapping[str, tuple[int, str, str]]] = {
     "route_not_allowed": (403, "permission_error", "This key may not use this model."),
     "not_local": (403, "permission_error", "This is for tools on the relay's own machine: not through a proxy, nor from a web page."),
     "unknown_target": (404, _BAD_REQUEST, "No route has a target of this name."),
-    "not_found": (404, _BAD_REQUEST, "There is no such path here; the API lives under /v1."),
+    "not_found": (404, _BAD_REQUEST, "There is no such path here; the API lives under /v1, such as /v1/chat/completions."),
     "unknown_id": (404, _BAD_REQUEST, "No object with this id."),
     "model_not_found": (404, _BAD_REQUEST, "No route for this model; GET /v1/models lists what this key may use."),
     "no_default_route": (404, _BAD_REQUEST, 'The request names no model and there is no "*" route.'),

@@ -1,6 +1,7 @@
 """The addresses the relay listens on: bound before anything else is made, so that a port that is taken says so at once."""
 
 import asyncio
+import errno
 import resource
 import socket
 from collections.abc import Awaitable, Callable
@@ -24,7 +25,7 @@ def listen(host: str, port: int, *, is_shared: bool = False) -> socket.socket:
         sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
-        raise OSError(error.errno, error.strerror, f"{host}:{port}") from None
+        raise _named(error, host, port) from None
     return sock
 
 
@@ -45,8 +46,16 @@ def _bind(host: str, port: int, *, is_shared: bool) -> socket.socket:
         sock.bind((host, port))
     except OSError as error:
         sock.close()
-        raise OSError(error.errno, error.strerror, f"{host}:{port}") from None
+        raise _named(error, host, port) from None
     return sock
+
+
+def _named(error: OSError, host: str, port: int) -> OSError:
+    """Return `error` with the address as its file name; a name that does not resolve keeps its kind, whose numbers are its own."""
+    kind = socket.gaierror if isinstance(error, socket.gaierror) else OSError
+    named = kind(error.errno, error.strerror)
+    named.filename = f"{host}:{port}"
+    return named
 
 
 async def serve(
@@ -86,7 +95,16 @@ def listen_message(config: Config, error: OSError) -> str:
     """Tell a person what to do when an address cannot be had."""
     is_main = error.filename == f"{config.server.host}:{config.server.port}"
     other = "relay serve --listen 127.0.0.1:8081" if is_main else "`metrics: {listen: ...}` in the configuration"
-    return (
-        f"relay: cannot listen on {error.filename or 'a loopback port for the demo upstream'}: {error.strerror}\n"
-        f"Another program may be using the port; see `ss -ltnp`, or choose another one: {other}\n"
-    )
+    match error:
+        case socket.gaierror():
+            advice = "The name stands for no address of the kind; say the address itself"
+        case OSError(errno=errno.EADDRINUSE):
+            advice = "Another program is using the port; see `ss -ltnp`, or choose another one"
+        case OSError(errno=errno.EADDRNOTAVAIL):
+            advice = "This machine does not have that address; 0.0.0.0 is all that it has, 127.0.0.1 reaches itself alone"
+        case OSError(errno=errno.EACCES | errno.EPERM):
+            advice = "Ports below 1024 are the system's; choose another one"
+        case _:
+            advice = "Choose another address"
+    what = error.filename or "a loopback port for the demo upstream"
+    return f"relay: cannot listen on {what}: {error.strerror}\n{advice}: {other}\n"

@@ -19,7 +19,7 @@ from typing import Final
 
 from relay import __version__
 from relay.cli.banner import banner
-from relay.cli.exits import BAD_CONFIG, FAILED, INTERRUPTED, OK, PLACES, USAGE, find_file, say
+from relay.cli.exits import BAD_CONFIG, FAILED, INTERRUPTED, OK, PLACES, USAGE, find_file, give_up, hold_standard_files, say
 from relay.cli.extras import has_sdk
 from relay.cli.parsing import know_themselves
 from relay.config import apart
@@ -42,6 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help", "--version")):
         words.insert(0, "serve")
+    if words[0] == "help":
+        words = [*words[1:2], "--help"]
     if words[0] not in _COMMANDS and not words[0].startswith("-"):
         return _unknown_command(words[0])
     try:
@@ -72,9 +74,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _give_up_output() -> int:
-    """Let nothing more be written, so that the interpreter does not complain of the rest at its end."""
-    with contextlib.suppress(OSError, ValueError):  # ValueError: there was none to begin with
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    give_up(sys.stdout)
     return FAILED
 
 
@@ -132,11 +132,14 @@ def _places() -> str:
 def _unknown_command(word: str) -> int:
     close = difflib.get_close_matches(word[:64], _COMMANDS, n=1, cutoff=0.5)
     hint = f'did you mean "{close[0]}"?' if close else f"there are {', '.join(_COMMANDS)}"
+    if word.endswith((".yaml", ".yml")):
+        hint = "a file is named with --config: relay serve --config FILE"
     print(f"relay: no command {word[:64]!r}; {hint}", file=sys.stderr)
     return USAGE
 
 
 def _serve(options: argparse.Namespace) -> int:
+    hold_standard_files()
     file: str | None = options.config or find_file()
     listen: str | None = options.listen
     reload: Callable[[], Config] | None = None
@@ -160,7 +163,17 @@ def _serve(options: argparse.Namespace) -> int:
     else:
         from relay.workers import run
 
-    return run(config, reload=reload, announce=lambda url: print(banner(config, url), file=sys.stderr, flush=True))
+    def announce(url: str) -> None:
+        with contextlib.suppress(OSError):  # a full disk, or nobody who reads: streams are served all the same
+            sys.stderr.write(f"{banner(config, url)}\n")
+            sys.stderr.flush()
+
+    code = run(config, reload=reload, announce=announce)
+    try:
+        sys.stderr.flush()
+    except OSError:
+        give_up(sys.stderr)
+    return code
 
 
 def _can_write(path: str) -> bool:

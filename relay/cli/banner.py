@@ -21,7 +21,7 @@ def banner(config: Config, url: str) -> str:
     lines = [
         f"relay is ready: {base}",
         f"  upstreams: {names}    (from {config.source})",
-        f"  clients:   export OPENAI_BASE_URL={base}",
+        f"  clients:   export OPENAI_BASE_URL={base}{_key_note(config)}",
     ]
     if config.key_names:
         lines.append(f"  keys:      {len(config.key_names)}; put yours into {_KEY_VARIABLE} for the lines below")
@@ -46,6 +46,12 @@ def banner(config: Config, url: str) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _key_note(config: Config) -> str:
+    """Tell what SDKs, which insist on a key, get where none is asked for."""
+    takes_any = not config.asks_for_key and not any(upstream.is_passthrough for upstream in config.upstreams.values())
+    return "    (OPENAI_API_KEY may be anything)" if takes_any else ""
 
 
 def example_model(config: Config) -> str:

@@ -243,6 +243,8 @@ def _state(key: Key, unix_time: float) -> str:
 
 def _check(options: argparse.Namespace) -> int:
     text = sys.stdin.readline(_MAX_KEY).strip() if options.key == "-" else options.key
+    if not text:
+        raise Refused("there is no key to check: name it, or write it to standard input")
     form = form_of(text)
     if form is Form.MISTYPED:
         print("mistyped: its checksum does not fit what stands before it")

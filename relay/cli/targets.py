@@ -58,7 +58,9 @@ def _run(options: argparse.Namespace) -> int:
             found = _ask(url, "GET", "/admin/targets", None)
             print(json.dumps(found, indent=2) if options.json else _listing(found))
             return OK
-        body: dict[str, object] = {"seconds": parse_duration(options.span)} if options.action == "rest" else {}
+        body: dict[str, object] = {"seconds": _seconds(options.span)} if options.action == "rest" else {}
+        if "/" not in options.target.strip("/"):
+            raise ValueError("expected UPSTREAM/MODEL, as `relay targets` lists it")
         changed = _ask(url, "POST", f"/admin/targets/{quote(options.target, safe='/*')}/{options.action}", body)
         print(json.dumps(changed, indent=2) if options.json else _listing({"targets": [changed]}))
     except Refused as refused:
@@ -70,14 +72,19 @@ def _run(options: argparse.Namespace) -> int:
     return OK
 
 
+def _seconds(span: str) -> float:
+    try:
+        return parse_duration(span)
+    except ValueError as error:
+        raise ValueError(f"--for: {error}") from None
+
+
 def _address(file: str | None) -> str:
     """Return where the relay of a configuration has its admin endpoint."""
     path = file or find_file()
     if path is None:
         return DEFAULT
     config = load(path, os.environ)
-    if config.server.workers != 1:
-        raise Refused(f"{path} has `server.workers`, and there is an admin endpoint with a single process only")
     host, port = (config.server.host, config.server.port) if config.metrics.host is None else (config.metrics.host, config.metrics.port)
     if not is_loopback(host):
         raise Refused(f"{path} has the metrics on {host}, and the admin endpoint is on loopback alone: add `metrics: {{listen: ...}}`")
@@ -102,6 +109,8 @@ def _ask(url: str, method: str, path: str, body: dict[str, object] | None) -> di
         message = value["error"]["message"]
     except (ValueError, LookupError, TypeError):
         raise Refused(f"what answers at {url} is no relay") from None
+    if value["error"].get("code") == "unknown_target":
+        message += " `relay targets` lists them."
     raise Refused(message if answer.status != http.client.NOT_FOUND or "target" in message else f"{url} has no admin endpoint: {message}")
 
 

@@ -38,7 +38,7 @@ def build(
     _check_default(draft, report)
     exposed = needs_keys(listen, has_keys=draft.has_keys)
     if exposed is not None:
-        report.add(("server", "listen"), exposed)
+        report.add(("server", "listen"), exposed if override.listen is None else f"(from --listen) {exposed}")
     report.raise_if_any()
     for name in sorted(upstreams.keys() - {target.upstream.name for route in routes.values() for target in route.all_targets}):
         report.warn(("upstreams", name), "no route leads here")

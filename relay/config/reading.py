@@ -3,6 +3,7 @@
 The data is made of dicts, lists, text and None. A value with a mistake becomes BROKEN and is told once.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
@@ -15,6 +16,8 @@ from relay.config.report import Part, Report, Span, safe_path_text
 from relay.config.variables import expand
 
 BROKEN: Final = object()
+_BARE: Final = re.compile(r"\$[A-Z_][A-Z0-9_]*")
+"""What a shell would take for a variable."""
 _FEW: Final = 8
 """As many names as one reads in a message."""
 _TABLES: Final = frozenset({("upstreams",), ("routes",), ("keys",), ("prices",)})
@@ -37,9 +40,14 @@ def read(text: str, report: Report, environ: Mapping[str, str], folder: FilePath
 def _instead(name: str, path: Path, allowed: Sequence[str]) -> str:
     """Tell what was likely meant by a name that is no setting of the mapping at `path`."""
     home = home_of(name, path)
-    if home is not None:
+    if home is not None and not _is_slip(name, allowed):
         return f"; it belongs under `{safe_path_text(home)}`" if home else "; it belongs at the top of the file, beside `upstreams`"
     return did_you_mean(name, allowed) or (f"; here are {', '.join(allowed)}" if len(allowed) <= _FEW else "")
+
+
+def _is_slip(name: str, allowed: Sequence[str]) -> bool:
+    """Tell whether `name` is a neighbour's but for a plural: who writes `timeout` where `timeouts` may stand means that."""
+    return f"{name}s" in allowed or (name.endswith("s") and name[:-1] in allowed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +74,8 @@ class _Walk:
             if path in _TABLES or names_below(path) is not None:
                 return {}  # `ollama:` says as much as `ollama: {}`
             return self._broken(node, path, "has no value")
+        if _BARE.fullmatch(node.text):
+            self.report.warn(path, "is taken as it stands; a variable is written ${NAME}, and $$ is a dollar sign")
         try:
             return expand(node.text, self.environ, self.folder)
         except ValueError as error:

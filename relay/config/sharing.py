@@ -20,7 +20,7 @@ class Redis(BaseModel):
         json_schema_extra={"writeOnly": True},
     )
     replicas: Count = setting(1, "How many relays share it: each gives away its part of the limits while Redis is away.", 3, shown=1)
-    timeout: Duration = setting(0.05, "How long an answer of it may take. A later one counts as an outage.", "50ms", "200ms", shown="50ms")
+    timeout: Duration = setting(0.05, "How long it may be silent when asked. Longer counts as an outage.", "50ms", "200ms", shown="50ms")
 
     @model_validator(mode="before")
     @classmethod

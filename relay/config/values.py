@@ -137,6 +137,8 @@ def parse_size(value: object) -> int:
     size = int(found[1]) * _BYTES[found[2] or "B"]
     if not 0 < size <= MAX_SIZE:
         raise ValueError("expected a size of at least 1 byte and at most 1GiB")
+    if found[2] is None and size < _BYTES["KiB"]:
+        raise ValueError(f"expected {expected}, with its unit: this many bytes are too few to be meant")
     return size
 
 

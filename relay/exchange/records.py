@@ -323,6 +323,12 @@ class Attempt:
     """Of a backup beside a slow attempt, whether its content came first; None for every other attempt."""
     body_ended_at: float | None = None
     """When the upstream's bytes stopped."""
+    is_beaten: bool = False
+    """Whether it was given up because another attempt beside it was the answer."""
+    lost: Usage | None = None
+    """What it is taken to have used, being beaten: the prompt, and what had come of the answer."""
+    lost_cost: int = 0
+    """What that cost, in billionths of a US dollar."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from time import monotonic
 from typing import Final, Protocol
 
 from relay.config.tree import Secret
-from relay.errors import ErrorEvent, Overloaded, Phase, RelayError, UpstreamError, UpstreamRefused, error_answer
+from relay.errors import ErrorEvent, Malformation, Overloaded, Phase, RelayError, UpstreamError, UpstreamRefused, error_answer
 from relay.exchange import Attempt, AttemptResult, Exchange, Outcome, State, UpstreamRequest
 from relay.forward.answering import outcome_of, outcome_with, refusal_event
 from relay.forward.attempt import Attempting
@@ -183,6 +183,7 @@ class Forwarder:
             if run.is_beaten:
                 # Another attempt has answered: this one is nobody's fault.
                 attempt.result = AttemptResult.CANCELLED
+                attempt.is_beaten = True
                 step.trial.close()
                 learn_beaten(self._targets, attempt, exchange, monotonic())
                 raise
@@ -287,7 +288,10 @@ def _mark_failed(attempt: Attempt, error: RelayError, choice: Choice) -> None:
         attempt.result = AttemptResult.CANCELLED
         return
     attempt.result = judge(error, choice).result
-    attempt.error_code = error_answer(error).code
+    code = error_answer(error).code
+    # A refusal in the upstream's own words has no code of the relay's: its status says it.
+    has_own_words = isinstance(error, UpstreamRefused) and code == Malformation.BAD_RESPONSE.value
+    attempt.error_code = None if has_own_words else code
 
 
 def _mark(attempt: Attempt, exchange: Exchange) -> None:

@@ -1,8 +1,9 @@
 """One attempt, and a backup beside it when the first is slow: the first content wins.
 
 Which of the two answers is decided in the call that begins the client's response, before its first byte: there the other one is
-given up, connection and all. So exactly one of them ever writes to the client, and the loser costs nothing from then on. The same
-holds for a failure that is the answer whoever finds it, such as a caller's mistake that is told within a 200.
+given up, connection and all. So exactly one of them ever writes to the client, and the loser costs nothing from then on; what it
+had cost by then is settled with the rest (`admission`). The same holds for a failure that is the answer whoever finds it, such as
+a caller's mistake that is told within a 200.
 """
 
 import asyncio

@@ -97,6 +97,7 @@ class Admission:
         self._note_usage(exchange)
         if prices and exchange.usage is not None:
             exchange.cost = cost_of(price_of(prices, "/".join(_served_by(exchange))), exchange.usage)
+        lost = self._note_lost(exchange, prices) if len(exchange.attempts) > 1 else 0
         if ticket is None:
             return []
         if not any(attempt.sent_at is not None for attempt in exchange.attempts):
@@ -109,6 +110,10 @@ class Admission:
             tokens = usage.input + usage.output
             if ticket.allowance.counts_money:
                 cost = exchange.cost
+        if lost and ticket.allowance.counts_tokens:
+            tokens += lost
+            if ticket.allowance.counts_money:
+                cost += sum(attempt.lost_cost for attempt in exchange.attempts)
         self._limiter.settle(ticket.grant, tokens, cost)
         return self._limiter.violations()
 
@@ -171,6 +176,25 @@ class Admission:
         output = meter.flowed_tokens or meter.content_events or (0 if said_answer(exchange.request) == 0 else _tokens_of_json(last))
         exchange.usage = Usage(input=self._ratios.correct(upstream, model, estimate_of(exchange)), output=output)
         exchange.usage_source = UsageSource.ESTIMATED
+
+    def _note_lost(self, exchange: Exchange, prices: Mapping[str, Price]) -> int:
+        """Say what attempts used that another one beat: nobody reports it, and it may be billed; return the tokens of all.
+
+        They had read the prompt. A stream that had brought content would have won, so of its answer nothing had come; of a whole
+        answer what had come counts. What was made and never sent, only that upstream knows.
+        """
+        total = 0
+        body = exchange.request.body
+        for attempt in exchange.attempts:
+            if not attempt.is_beaten or attempt.sent_at is None or body is None:
+                continue
+            upstream, model = _called(exchange, attempt)
+            is_whole = attempt.head is not None and not attempt.head.is_event_stream
+            output = _tokens_of_json(attempt) if is_whole else attempt.meter.content_events
+            attempt.lost = Usage(input=self._ratios.correct(upstream, model, estimate_of(exchange)), output=output)
+            attempt.lost_cost = cost_of(price_of(prices, f"{upstream}/{model}"), attempt.lost) if prices else 0
+            total += attempt.lost.input + output
+        return total
 
     def _learn(self, exchange: Exchange, ticket: Ticket, usage: Usage) -> None:
         if exchange.usage_source is UsageSource.ESTIMATED:
@@ -245,7 +269,11 @@ def _can_add_usage(request: ClientRequest) -> bool:
 
 def _served_by(exchange: Exchange) -> tuple[str, str]:
     """Return the upstream and the model's name there of the last attempt."""
-    target = exchange.attempts[-1].target
+    return _called(exchange, exchange.attempts[-1])
+
+
+def _called(exchange: Exchange, attempt: Attempt) -> tuple[str, str]:
+    target = attempt.target
     model = target.model or ""
     if model.endswith("*") and exchange.route is not None:
         model = resolve(exchange.route, target, exchange.request.model).model or ""

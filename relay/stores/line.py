@@ -1,7 +1,10 @@
-"""One connection to Redis: calls of scripts leave in batches, answers come in their order, and none is waited for longer than a timeout.
+"""One connection to Redis: calls of scripts leave in batches, answers come in their order, and no silence lasts longer than a timeout.
 
 The first call that is late, refused or answered by something else breaks the line, and with it every call under way: whoever waits goes on
 at once, and nobody asks again before the line is open anew. redis-py opens it (address, TLS, password) and reads the answers.
+
+Late is what finds Redis silent: hundreds of calls at once wait for each other, and as long as answers come nothing is wrong. Nor is it when
+this process had no time to read them. To take either for an outage would break limits that everybody could have kept.
 """
 
 import asyncio
@@ -9,6 +12,7 @@ import contextlib
 import hashlib
 from collections import deque
 from collections.abc import Callable, Sequence
+from time import monotonic
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -16,11 +20,14 @@ if TYPE_CHECKING:
 
 OPEN_SECONDS: Final = 1.0
 """For connecting, TLS and password; no request waits for it."""
+MOST_TIMEOUTS: Final = 10
+"""A call that waits for so many, while others are answered, is late all the same."""
 LATE_SECONDS: Final = 0.01
 """A timer that fires this late says that this process had no time, not that Redis had none."""
 
 ANY_SIZE: Final = -1
 """Of an answer with as many numbers as there are to tell."""
+_MOMENT_SECONDS: Final = 0.001
 
 Done = Callable[[Sequence[int] | None], None]
 """Takes the numbers of an answer; None when the line broke, which leaves open whether the script has run."""
@@ -68,7 +75,10 @@ class Line:
 
     __slots__ = (
         "_connection",
+        "_due_at",
+        "_heard_at",
         "_is_extended",
+        "_is_last_look",
         "_loop",
         "_pump",
         "_queue",
@@ -97,8 +107,13 @@ class Line:
         self._sent: deque[_Call] = deque()
         self._unknown: list[_Call] = []
         self._wake: asyncio.Future[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._due_at = 0.0
+        """When the timer should fire."""
+        self._heard_at = 0.0
+        """When Redis was last heard, or asked. Not by the loop's clock, which stands still while the loop has much to do."""
         self._is_extended = False
+        self._is_last_look = False
         self._why = "closed"
 
     async def open(self) -> None:
@@ -118,9 +133,10 @@ class Line:
 
     def call(self, script: Script, keys: Sequence[bytes], arguments: Sequence[bytes], count: int, done: Done) -> None:
         """Run `script`, whose answer has `count` numbers or ANY_SIZE, and hand them to `done`; only while the line is open."""
-        self._queue.append(_Call(script, keys, arguments, count, done, self._loop.time()))
+        now = monotonic()
+        self._queue.append(_Call(script, keys, arguments, count, done, now))
         if self._timer is None:
-            self._timer = self._loop.call_later(self._timeout, self._look)
+            self._look_in(self._timeout, now)
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 
@@ -164,6 +180,7 @@ class Line:
 
     async def _exchange(self, connection: "Connection", batch: list[_Call], *, is_known: bool) -> list[_Call]:
         """Send calls and take their answers; return those whose script the server did not know."""
+        self._heard_at = monotonic()
         self._sent.extend(batch)
         command = b"".join([call.script.command(call.keys, call.arguments, is_known=is_known) for call in batch])
         await connection.send_packed_command(command, check_health=False)
@@ -173,7 +190,7 @@ class Line:
             except Exception as error:
                 if not is_known or type(error).__name__ != "NoScriptError":
                     raise
-                self._unknown.append(self._sent.popleft())
+                self._unknown.append(self._heard())
             else:
                 self._answered(answer)
         unknown, self._unknown = self._unknown, []
@@ -186,9 +203,14 @@ class Line:
         call = self._sent[0]
         if len(numbers) != call.size and call.size != ANY_SIZE:
             raise ValueError("an answer that is none of our scripts'")
-        self._sent.popleft()
-        self._is_extended = False
+        self._heard()
         call.done(numbers)
+
+    def _heard(self) -> _Call:
+        """Note that the oldest call was answered, and return it."""
+        self._heard_at = monotonic()
+        self._is_extended = self._is_last_look = False
+        return self._sent.popleft()
 
     def _look(self) -> None:
         """See whether the oldest call is late; the one timer of the line, armed while anything is under way."""
@@ -196,15 +218,30 @@ class Line:
         oldest = self._sent[0] if self._sent else self._queue[0] if self._queue else None
         if oldest is None or not self.is_open:
             return
-        now = self._loop.time()
-        over = now - oldest.at - self._timeout
-        if over < 0:
-            self._timer = self._loop.call_later(-over, self._look)
-        elif over > LATE_SECONDS and not self._is_extended:
+        now = monotonic()
+        if not self._sent:
+            self._look_in(self._timeout, now)  # not asked yet
+            return
+        left = min(self._heard_at + self._timeout, oldest.at + MOST_TIMEOUTS * self._timeout) - now
+        if left > 0:
+            self._look_in(left, now)
+        elif now - self._due_at > LATE_SECONDS and not self._is_extended:
             self._is_extended = True
-            self._timer = self._loop.call_later(self._timeout, self._look)
+            self._look_in(self._timeout, now)
+        elif not self._is_last_look:
+            # What has arrived by now is read first: the loop takes it in during this moment, and hands it on before what is put behind it.
+            self._is_last_look = True
+            self._due_at = now + _MOMENT_SECONDS
+            self._timer = self._loop.call_later(_MOMENT_SECONDS, self._look_behind)
         else:
             self._break("timeout")
+
+    def _look_behind(self) -> None:
+        self._timer = self._loop.call_soon(self._look)
+
+    def _look_in(self, seconds: float, now: float) -> None:
+        self._due_at = now + seconds
+        self._timer = self._loop.call_later(seconds, self._look)
 
     def _break(self, reason: str) -> None:
         if self.is_open:
@@ -215,8 +252,7 @@ class Line:
     def _end(self) -> None:
         if not self.is_open:
             return
-        self.is_open = False
-        self._is_extended = False
+        self.is_open = self._is_extended = self._is_last_look = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

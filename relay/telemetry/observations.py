@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Final
 
-from relay.exchange import BAD, GOOD, Attempt, AttemptResult, Outcome, Summary
+from relay.exchange import BAD, GOOD, Attempt, AttemptResult, Outcome, Summary, UsageSource
 from relay.telemetry import families as f
 from relay.telemetry.quotas import shares_left
 from relay.telemetry.registry import OTHER, Number, Registry
@@ -83,6 +83,8 @@ class Observations:
             self._observe_attempts(summary, series.route)
             self._observe_times(summary, series.route, series.upstream)
             self._observe_tokens(summary, series)
+            if len(summary.attempts) > 1:
+                self._observe_lost(summary, series)
 
     def _of(self, summary: Summary) -> _Series:
         request = summary.request
@@ -165,6 +167,21 @@ class Observations:
                 series.count(registry, kind, source, amount)
         if summary.cost:
             registry.number(f.COST, series.route, series.upstream).inc(summary.cost / _BILLION)
+
+    def _observe_lost(self, summary: Summary, series: _Series) -> None:
+        """Count what attempts used that another one beat, at the upstreams that were called."""
+        registry = self._registry
+        for attempt in summary.attempts:
+            if attempt.lost is None:
+                continue
+            upstream = registry.fold("upstream", attempt.target.upstream.name)
+            for kind, amount in (("input", attempt.lost.input), ("output", attempt.lost.output)):
+                if amount:
+                    registry.number(f.TOKENS, series.route, upstream, kind, UsageSource.ESTIMATED).inc(amount)
+                    if series.key is not None:
+                        registry.number(f.KEY_TOKENS, series.key, kind).inc(amount)
+            if attempt.lost_cost:
+                registry.number(f.COST, series.route, upstream).inc(attempt.lost_cost / _BILLION)
 
 
 def flag(value: bool) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from time import time
 from typing import Any, Final
 
-from relay.exchange import BAD, GOOD, Exchange, Outcome, Summary, Usage
+from relay.exchange import BAD, GOOD, Exchange, Outcome, Summary, Usage, UsageSource
 from relay.usage import HOUR, Amounts, Slot, UsageBroken, UsageLedger
 
 BATCH_SECONDS: Final = 1.0
@@ -80,6 +80,15 @@ class UsageLog:
         )
         used = usage or _NOTHING
         self._entries.append((slot, Amounts(1, used.input, used.output, used.cached, used.reasoning, summary.cost)))
+        if len(summary.attempts) > 1:
+            self._take_lost(summary, slot)
+
+    def _take_lost(self, summary: Summary, slot: Slot) -> None:
+        """Take what attempts used that another one beat: no request of its own, at the upstream that was called."""
+        for attempt in summary.attempts:
+            if attempt.lost is not None:
+                at = slot._replace(upstream=attempt.target.upstream.name, source=UsageSource.ESTIMATED.value)
+                self._entries.append((at, Amounts(0, attempt.lost.input, attempt.lost.output, 0, 0, attempt.lost_cost)))
 
     # The thread
 

@@ -209,7 +209,12 @@ def _fold(name: str) -> str:
 def _refuse_number(name: str, value: msgspec.Raw) -> None:
     view = memoryview(value)
     if view.nbytes > _MAX_NUMBER_BYTES or _LONG_INTEGER.match(view) or abs(float(bytes(view))) == float("inf"):
-        raise ClientError("invalid_value", param=name[:64])
+        raise ClientError(
+            "invalid_value", param=name[:64], message="The body holds a number that is larger or longer than most readers take."
+        )
+
+
+_NO_NAME: Final = f"`model` must be text of at most {MAX_MODEL_BYTES} bytes, without control characters."
 
 
 def _model(value: msgspec.Raw) -> str:
@@ -217,9 +222,9 @@ def _model(value: msgspec.Raw) -> str:
         # An escaped lone surrogate is U+FFFD by now, which no model's name has either.
         model = _decode_string(value)
     except msgspec.DecodeError:
-        raise ClientError("invalid_value", param="model") from None
+        raise ClientError("invalid_value", param="model", message=_NO_NAME) from None
     if len(model.encode()) > MAX_MODEL_BYTES or _CONTROL.search(model) or "\ufffd" in model:
-        raise ClientError("invalid_value", param="model")
+        raise ClientError("invalid_value", param="model", message=_NO_NAME)
     return model
 
 
@@ -229,7 +234,7 @@ def _flag(values: dict[str, msgspec.Raw], name: str, param: str | None = None) -
         return False
     flag = _FLAGS.get(bytes(value))
     if flag is None:
-        raise ClientError("invalid_value", param=param or name)
+        raise ClientError("invalid_value", param=param or name, message=f"`{param or name}` must be true or false.")
     return flag
 
 
@@ -240,18 +245,18 @@ def _include_usage(value: msgspec.Raw) -> bool:
     if data == b"null":
         return False
     if data[:1] != b"{":
-        raise ClientError("invalid_value", param="stream_options")
+        raise ClientError("invalid_value", param="stream_options", message="`stream_options` must be an object.")
     options = _unique(members_of(data), frozenset({"include_usage"}))
     return _flag(options, "include_usage", "stream_options.include_usage")
 
 
 def _answer_tokens(values: dict[str, msgspec.Raw], answers: int) -> int | None:
-    """Return what all answers together may have; a value that is no count is the upstream's to refuse."""
-    for name in _ANSWER_BOUNDS:
-        bound = count_of(values.get(name))
-        if bound is not None:
-            return min(bound * answers, MAX_TOKENS)
-    return None
+    """Return what all answers together may have: where bounds differ, as if the upstream knew only the laxest one.
+
+    A value that is no count is the upstream's to refuse.
+    """
+    bounds = [bound for name in _ANSWER_BOUNDS if (bound := count_of(values.get(name))) is not None]
+    return min(max(bounds) * answers, MAX_TOKENS) if bounds else None
 
 
 def count_of(value: msgspec.Raw | None) -> int | None:
@@ -269,7 +274,7 @@ def _previous_response_id(values: dict[str, msgspec.Raw]) -> str | None:
     try:
         return _decode_string(value)
     except msgspec.DecodeError:
-        raise ClientError("invalid_value", param="previous_response_id") from None
+        raise ClientError("invalid_value", param="previous_response_id", message="`previous_response_id` must be text.") from None
 
 
 def span_of(raw: bytes, start: int, members: _Members, wanted: msgspec.Raw) -> tuple[int, int]:

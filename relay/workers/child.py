@@ -48,6 +48,9 @@ class Chief(Protocol):
     def ended(self, child: "Child", reason: str) -> None:
         """Take leave of a worker's process: `reason` is exit, error or killed."""
 
+    def overtaken(self, child: "Child") -> None:
+        """Have a worker change over that began with a configuration that is not in force any more."""
+
     def give_up(self) -> None:
         """End the relay as a failure: a worker dies over and over."""
 
@@ -139,18 +142,23 @@ class Child:
     def _told(self, message: Message) -> None:
         self.answers = self.answers or isinstance(message, Ready)
         match message:
-            case Ready() if message.generation == self._chief.generation:
-                self.is_ready = True
-                self.was_ready.set()
-                self._log.info("worker_ready", worker=self.index, pid=self.pid)
-            case Ready():  # a reload overtook its start
-                self.replace()
+            case Ready():
+                self.serves(message.generation)
             case Counted():
                 self.counted = message.pieces
             case LimitsChanged():
                 self.are_limits_degraded = message.are_degraded
             case other:
                 self._chief.told(other)
+
+    def serves(self, generation: int) -> None:
+        """Take note that the process serves the configuration with this number."""
+        if generation != self._chief.generation:  # a reload overtook its start
+            self._chief.overtaken(self)
+        elif not self.is_ready:
+            self.is_ready = True
+            self.was_ready.set()
+            self._log.info("worker_ready", worker=self.index, pid=self.pid)
 
     def _expect_ready(self) -> None:
         if not self.is_ready:

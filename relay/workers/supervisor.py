@@ -6,6 +6,7 @@ is read and checked once here, built by every worker, and put in force only when
 """
 
 import asyncio
+import contextlib
 import os
 import pickle
 import shutil
@@ -93,6 +94,7 @@ class Supervisor:
         self._keepers: list[asyncio.Task[None]] = []
         self._collecting: asyncio.Task[None] | None = None
         self._regularly: asyncio.Task[None] | None = None
+        self._updates: set[asyncio.Task[None]] = set()
         self._held: socket.socket | None = None
         self._listeners: list[Any] = []
         self._directory = ""
@@ -168,8 +170,9 @@ class Supervisor:
         self._kill_all()
         await asyncio.gather(*self._keepers, return_exceptions=True)
         self._reloads.cancel()
-        if self._regularly is not None:
-            self._regularly.cancel()
+        for task in (self._regularly, *self._updates):
+            if task is not None:
+                task.cancel()
         for server, listener in self._listeners:
             listener.close()
             await server.shutdown(1.0)
@@ -236,6 +239,28 @@ class Supervisor:
         if not child.was_ready.is_set():
             self._failed.set()
 
+    def overtaken(self, child: Child) -> None:
+        """Have a worker change over that began with a configuration that is not in force any more."""
+        task = asyncio.get_running_loop().create_task(self._bring_up_to_date(child))
+        self._updates.add(task)
+        task.add_done_callback(self._updates.discard)
+
+    async def _bring_up_to_date(self, child: Child) -> None:
+        channel, generation = child.channel, self.generation
+        if channel is None:
+            return
+        is_prepared = is_adopted = False
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            prepared = await channel.ask(Prepare(generation, pickle.dumps(self._config)), PREPARE_SECONDS)
+            is_prepared = isinstance(prepared, Prepared) and prepared.error is None
+            is_adopted = is_prepared and isinstance(await channel.ask(Adopt(generation), ANSWER_SECONDS), Ready)
+        if child.channel is not channel:
+            return
+        if is_adopted:
+            child.serves(generation)
+        else:
+            child.replace()
+
     def give_up(self) -> None:
         """Drain the workers that live, and end as a failure."""
         self.has_given_up = True
@@ -269,10 +294,10 @@ class Supervisor:
         self._log.info("reload", result="ok", routes=len(config.routes), upstreams=len(config.upstreams))
 
     async def _adopt(self, crew: list[tuple[Child, Channel]]) -> None:
-        """Have the prepared workers change over; any other one that runs began with the old configuration, and is replaced."""
+        """Have the prepared workers change over; any other one that runs began with the old configuration, and follows."""
         for child in self._children:
             if child.is_ready and (child, child.channel) not in crew:
-                child.replace()
+                self.overtaken(child)
         adopt = Adopt(self.generation)
         answers = await asyncio.gather(*(channel.ask(adopt, ANSWER_SECONDS) for _, channel in crew), return_exceptions=True)
         for (child, channel), answer in zip(crew, answers, strict=True):

@@ -49,7 +49,15 @@ def configurations(folder: Path) -> dict[str, Config]:
 
 
 def test_address_is_told_as_the_variable_that_clients_read() -> None:
-    assert f"export OPENAI_BASE_URL={URL}/v1\n" in banner(discover({}, has_ollama=False), URL)
+    assert f"export OPENAI_BASE_URL={URL}/v1    (OPENAI_API_KEY may be anything)\n" in banner(discover({}, has_ollama=False), URL)
+
+
+@pytest.mark.parametrize("kind", ["keys: {alice: {key: sk-alice-plain-key-1}}", "passthrough"])
+def test_no_key_is_said_to_do_where_the_caller_needs_one_that_is_good(tmp_path: Path, kind: str) -> None:
+    upstream = "upstreams: {openai: {api_key: passthrough}}\n" if kind == "passthrough" else "upstreams: {demo: {kind: demo}}\n"
+    routes = "routes: {'*': openai/*}\n" if kind == "passthrough" else "routes: {'*': demo/*}\n"
+    message = banner(from_text(tmp_path, upstream + routes + (kind if kind != "passthrough" else "")), URL)
+    assert f"export OPENAI_BASE_URL={URL}/v1\n" in message
 
 
 @pytest.mark.parametrize(("url", "told"), [("http://0.0.0.0:8080", "http://127.0.0.1:8080/v1"), ("http://[::]:80", "http://[::1]:80/v1")])

@@ -125,6 +125,8 @@ def test_check_of_a_file_that_is_not_there_gives_78(capsys: pytest.CaptureFixtur
         (["serve", "--confg"], "unrecognized arguments"),
         (["--nonsense"], "unrecognized arguments"),
         (["check", "a", "b"], "unrecognized arguments"),
+        (["relay.yaml"], "relay serve --config FILE"),
+        (["help", "serv"], 'did you mean "serve"?'),
     ],
 )
 def test_wrong_usage_gives_2_and_says_what_was_likely_meant(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,6 +134,13 @@ def test_wrong_usage_gives_2_and_says_what_was_likely_meant(argv: list[str], sai
     out, err = capsys.readouterr()
     assert out == ""
     assert said in err
+
+
+def test_help_may_be_asked_for_as_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == main(["help"]) == 0
+    assert len(set(capsys.readouterr().out.split("usage: relay [-h]"))) == 2  # nothing, and twice the same
+    assert main(["help", "usage"]) == 0
+    assert capsys.readouterr().out.startswith("usage: relay usage ")
 
 
 def test_help_is_on_stdout_and_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -224,7 +233,7 @@ def test_serve_is_the_default_and_needs_nothing(argv: list[str], served: Served,
     assert served.reload is None
     out, err = capsys.readouterr()
     assert out == ""
-    assert "export OPENAI_BASE_URL=http://127.0.0.1:8080/v1\n" in err
+    assert "export OPENAI_BASE_URL=http://127.0.0.1:8080/v1 " in err
 
 
 @pytest.mark.parametrize("place", ["relay.yaml", "config/relay.yaml", "home/.config/relay/relay.yaml"])

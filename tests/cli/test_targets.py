@@ -33,11 +33,20 @@ def test_metrics_for_others_leave_no_admin_endpoint(capsys: pytest.CaptureFixtur
     assert "on loopback alone" in capsys.readouterr().err
 
 
-def test_with_workers_it_says_that_there_is_no_admin_endpoint(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    file = tmp_path / "a.yaml"
-    file.write_text(UPSTREAM + "server: {workers: 2}\n")
-    assert main(["targets", "-c", str(file)]) == 1
-    assert "a single process only" in capsys.readouterr().err
+def test_a_relay_with_workers_is_asked_like_any_other(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with refusing_port() as port:
+        file = tmp_path / "a.yaml"
+        file.write_text(UPSTREAM + f"server: {{workers: 2, listen: '127.0.0.1:{port}'}}\n")
+        assert main(["targets", "-c", str(file)]) == 1
+        assert f"no relay answers at http://127.0.0.1:{port}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [(["rest", "mine"], "expected UPSTREAM/MODEL"), (["rest", "mine/x", "--for", "10"], "--for: expected a duration")]
+)
+def test_what_cannot_be_meant_is_not_asked(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["targets", *words, "--url", "http://127.0.0.1:1"]) == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["-c", "FILE", "rest", "a/b"], ["rest", "a/b", "-c", "FILE"], ["restore", "-c", "FILE", "a/b"]])

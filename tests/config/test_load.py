@@ -158,7 +158,7 @@ def test_upstream_timeouts_override_only_what_they_say(loading: Loading) -> None
     assert config.upstreams["a"].timeouts == config.routes["x"].timeouts
 
 
-@pytest.mark.parametrize(("written", "size"), [("1000", 1000), ("32KiB", 32768), ("256MB", 256_000_000), ("1MiB", 2**20), ("5kB", 5000)])
+@pytest.mark.parametrize(("written", "size"), [("2000", 2000), ("32KiB", 32768), ("256MB", 256_000_000), ("1MiB", 2**20), ("5kB", 5000)])
 def test_sizes(loading: Loading, written: str, size: int) -> None:
     assert loading.load(f"server: {{max_body: {written}}}\n{UPSTREAM}{ROUTE}").server.max_body == size
 
@@ -284,3 +284,12 @@ def test_file_names_begin_at_the_folder_of_the_file(loading: Loading, monkeypatc
 def test_windows_line_ends_and_a_byte_order_mark_are_read(loading: Loading) -> None:
     raw = b"\xef\xbb\xbf" + (UPSTREAM + ROUTE).replace("\n", "\r\n").encode()
     assert list(loading.load(raw).routes) == ["fast"]
+
+
+def test_a_variable_in_the_way_of_a_shell_is_warned_of_and_not_shown(loading: Loading) -> None:
+    config = loading.load("upstreams: {mine: {base_url: 'https://a.example/v1', api_key: $MY_KEY}}\n" + ROUTE)
+    (warning,) = config.warnings
+    assert "upstreams.mine.api_key: is taken as it stands; a variable is written ${NAME}" in warning
+    assert "MY_KEY" not in warning
+    assert config.upstreams["mine"].api_key == Secret("$MY_KEY")
+    assert loading.load("upstreams: {mine: {base_url: 'https://a.example/v1', api_key: $$MY_KEY}}\n" + ROUTE).warnings == ()

@@ -266,5 +266,6 @@ async def test_the_command_line_lists_rests_and_restores(relay: RelayProcess) ->
     assert code == 0 and json.loads(out)["targets"][0]["cause"] == "operator"
     assert (await told(relay, "restore", "first/org/a"))[0] == 0
     assert await used(relay) == b"first"
-    assert await told(relay, "rest", "first/nothing") == (1, "", "relay targets: No route has a target of this name.\n")
+    unknown = "relay targets: No route has a target of this name. `relay targets` lists them.\n"
+    assert await told(relay, "rest", "first/nothing") == (1, "", unknown)
     assert (await told(relay, "rest", "first/org/a", "--for", "ever"))[0] == 2

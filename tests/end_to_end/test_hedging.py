@@ -16,6 +16,7 @@ from tests.fakes.upstream import Peer, ScriptedUpstream
 
 SLOW = chat_stream(*"aaaa")
 QUICK = chat_stream(*"bbbb")
+KEY = "sk-alice-0123456789abcdef"
 SOON = {"hedge": {"after": "60ms", "at_most": "50%"}}
 CLOSE_SECONDS = 2.5
 """Ten times what is promised (50 ms) for closing the loser's connection."""
@@ -293,3 +294,31 @@ async def test_random_schedules_never_mix_two_answers(
 
 def metrics_idle(relay: RelayInLoop, name: str) -> int:
     return relay.app._pools.counts()[name][0]
+
+
+@pytest.mark.parametrize("winner", ["backup", "first"])
+async def test_the_losers_prompt_is_charged_to_the_caller_and_told_at_its_upstream(
+    upstream: ScriptedUpstream, second: ScriptedUpstream, tmp_path: Path, winner: str
+) -> None:
+    keys = {"alice": {"key": KEY, "limits": {"tpm": 10_000, "budget": "1 USD/day"}}}
+    prices = {f"{name}/m": {"input": 1.0, "output": 2.0} for name in ("one", "two")}
+    headers = (("Authorization", f"Bearer {KEY}"),)
+    async with running(tmp_path, {"one": upstream, "two": second}, SOON, keys=keys, prices=prices) as relay:
+        upstream.answers(sse(chat_stream("a", usage=(400, 2))))
+        assert (await relay.post(CHAT, ask("x" * 1600), headers)).end == "complete"
+        before = await at_rest(relay)
+        whole = sse(chat_stream("b", usage=(400, 2)))
+        upstream.answers(hang() if winner == "backup" else after(0.3, whole))
+        second.answers(whole if winner == "backup" else hang())
+        assert (await relay.post(CHAT, ask("x" * 1600), headers)).end == "complete"
+        since = (await at_rest(relay)).since(before)
+        won, lost = ("two", "one") if winner == "backup" else ("one", "two")
+        assert since.value("relay_tokens_total", upstream=won, type="input", source="reported") == 400
+        estimated = since.value("relay_tokens_total", upstream=lost, type="input", source="estimated")
+        assert 300 <= estimated <= 500
+        assert not since.value("relay_tokens_total", upstream=lost, type="output")
+        assert since.value("relay_key_tokens_total", key="alice", type="input") == 400 + estimated
+        assert since.value("relay_cost_usd_total", upstream=lost) == pytest.approx(estimated / 1e6)
+        used = before.value("relay_key_limit_used_ratio", key="alice", limit="tpm") + (402 + estimated) / 10_000
+        assert (await relay.metrics()).value("relay_key_limit_used_ratio", key="alice", limit="tpm") == pytest.approx(used)
+        assert before.sum("relay_requests_total") + 1 == (await relay.metrics()).sum("relay_requests_total")

@@ -14,8 +14,8 @@ from tests.fakes.client import RawClient
 from tests.fakes.events import DONE, chat_stream
 from tests.fakes.ports import free_port
 from tests.fakes.relay import RelayProcess, config_for
-from tests.fakes.scripts import json_answer, sse
-from tests.fakes.upstream import ScriptedUpstream
+from tests.fakes.scripts import hang, json_answer, sse
+from tests.fakes.upstream import Peer, ScriptedUpstream
 
 CHAT = "/v1/chat/completions"
 WITHIN = 15.0
@@ -67,6 +67,32 @@ async def test_new_requests_use_the_new_file_and_a_running_stream_is_untouched(r
     assert after.value("relay_config_last_reload_successful") == 1
     stamp = "relay_config_last_reload_success_timestamp_seconds"
     assert before.value(stamp) < after.value(stamp) <= time.time()
+    await relay.assert_identities()
+
+
+async def test_a_backup_that_a_reload_takes_out_still_answers_what_it_was_started_for(
+    relay_with: RelayWith, upstream: ScriptedUpstream
+) -> None:
+    answers(upstream, "slow", "quick")
+    hedged = {"to": ["mine/slow", "mine/quick"], "hedge": {"after": "100ms", "at_most": "50%"}}
+    relay = await relay_with(named(upstream, "old", routes={"name": hedged}))
+    for _ in range(2):
+        assert await answer(relay) == (200, "slow")
+    began = asyncio.Event()
+
+    async def late(peer: Peer) -> None:
+        await began.wait()
+        await json_answer({"id": "quick"})(peer)
+
+    upstream.route("slow", hang())
+    upstream.route("quick", late)
+    asked = asyncio.create_task(answer(relay))
+    await upstream.wait_for("quick", within=WITHIN)
+    await reload(relay, named(upstream, "new"), result="ok")
+    began.set()
+    assert await asked == (200, "quick")
+    metrics = await relay.settled()
+    assert metrics.value("relay_hedges_total", won="true") == 1
     await relay.assert_identities()
 
 

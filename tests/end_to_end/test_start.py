@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -158,3 +158,26 @@ async def test_certificate_file_that_is_none_is_a_connection_error_of_that_upstr
         got = await relay.post(CHAT, {"model": "tls/m", "stream": True})
         assert (got.status, got.error_code) == (502, "upstream_tls_error")
         assert (await relay.post(CHAT, {"model": "m", "stream": True})).has_done
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the device that is always full is Linux's")
+@pytest.mark.parametrize("output", ["2>/dev/full", "2>&-", "<&- >&- 2>&-"])
+async def test_a_log_that_nobody_can_write_stops_no_relay(tmp_path: Path, output: str) -> None:
+    port = free_port()
+    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "PORT": str(port)}
+    command = ["sh", "-c", f'exec "$@" {output}', "sh", sys.executable, "-m", "relay"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environ)
+    try:
+        deadline = time.monotonic() + WITHIN
+        while True:
+            assert process.poll() is None and time.monotonic() < deadline
+            with suppress(OSError):
+                got = await ask(port, "demo-fast", "say: hello")
+                break
+            await asyncio.sleep(0.05)
+        assert (got.status, got.has_done) == (200, True)
+        process.terminate()
+        assert process.wait(WITHIN) == 0
+    finally:
+        process.kill()
+        process.wait()

@@ -296,6 +296,20 @@ async def test_reload_is_taken_by_all_workers_or_by_none(relay_with: RelayWith, 
     assert await served(relay) == {"newer"}, "a worker that is started later has the new configuration"
 
 
+async def test_worker_whose_start_a_reload_overtakes_changes_over_and_cuts_nobody(
+    relay_with: RelayWith, upstream: ScriptedUpstream
+) -> None:
+    for model in ("old", "new"):
+        upstream.route(model, json_answer({"id": model}))
+    relay = await crew(relay_with, upstream, 2, routes={"name": "mine/old"})
+    children(relay)[0].kill()
+    await relay.wait_log("worker_ended", within=WITHIN)
+    await reload(relay, several(upstream, 2, routes={"name": "mine/new"}), result="ok")
+    await relay.wait_log("worker_ready", count=3, within=WITHIN)
+    assert await served(relay) == {"new"}
+    assert [line["reason"] for line in relay.logs("worker_ended")] == ["killed"]
+
+
 async def test_worker_without_a_supervisor_lets_its_streams_finish_and_ends(upstream: ScriptedUpstream, tmp_path: Path) -> None:
     gate = asyncio.Event()
     upstream.route("gated", gated(gate))

@@ -1,24 +1,45 @@
 """Ports that nothing answers on: free, refusing, and swallowing."""
 
 import contextlib
+import fcntl
+import functools
 import itertools
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 FIRST: Final = 20_000
 """Below what systems give to outgoing connections (Linux from 32768), so that no connection takes a port between choice and use."""
-BLOCK: Final = 250
-"""Ports of one test process: processes that run side by side have neighbouring ids, and so blocks of their own."""
-BLOCKS: Final = 48
+BLOCK: Final = 200
+"""Ports of one test process: it takes the first block that no other process on this machine has."""
+BLOCKS: Final = 60
 
 _offsets = itertools.count()
 
 
+@functools.cache
+def _own_block(pid: int) -> int:
+    """Lock a block for as long as this process lives, and return its first port."""
+    for number in range(BLOCKS):
+        try:
+            file = os.open(Path(tempfile.gettempdir()) / f"relay-test-ports-{number}.lock", os.O_RDWR | os.O_CREAT, 0o666)
+        except PermissionError:
+            continue  # another user's
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(file)
+        else:
+            return FIRST + number * BLOCK
+    raise OSError("every block of ports is taken")
+
+
 def free_port() -> int:
-    """Return a port that nothing listens on at this moment, and that no test process beside this one is given."""
-    block = FIRST + os.getpid() % BLOCKS * BLOCK
+    """Return a port that nothing listens on at this moment, and that no other test process is given."""
+    block = _own_block(os.getpid())
     for _ in range(BLOCK):
         port = block + next(_offsets) % BLOCK
         with socket.socket() as sock, contextlib.suppress(OSError):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 from enum import Enum
 from typing import Self
 
@@ -38,6 +39,8 @@ class RedisFront:
     def __init__(self, port: int) -> None:
         self._behind = port
         self.fault = Fault.NONE
+        self.pace = 0.0
+        """Seconds before each answer, while others wait behind it."""
         self.port = 0
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -122,4 +125,9 @@ class RedisFront:
     async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(1 << 16):
-                writer.write(data)
+                if not self.pace:
+                    writer.write(data)
+                    continue
+                for answer in re.findall(rb"[+:-][^\r]*\r\n|\$\d+\r\n[^\r]*\r\n", data):
+                    await asyncio.sleep(self.pace)
+                    writer.write(answer)

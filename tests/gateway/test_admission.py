@@ -111,7 +111,8 @@ async def test_where_no_tokens_are_counted_none_are_estimated(bed: Bed) -> None:
     ("body", "answer"),
     [
         ({"max_tokens": 100}, 100),
-        ({"max_completion_tokens": 70, "max_tokens": 100}, 70),
+        ({"max_completion_tokens": 70, "max_tokens": 100}, 100),
+        ({"max_completion_tokens": 100, "max_tokens": 70}, 100),
         ({"max_output_tokens": 80}, 80),
         ({"max_tokens": 100, "n": 3}, 300),
         ({"max_tokens": 999_999_999, "n": 999_999_999}, MAX_TOKENS),
@@ -277,3 +278,21 @@ def test_all_scopes_are_those_of_any_key_on_any_route() -> None:
     ]
     found = {scope.name: scope.limits for scope in all_scopes(keys, routes)}
     assert found == {scope.name: scope.limits for key in (None, *keys) for route in routes for scope in scopes_of(key, route)}
+
+
+async def test_of_attempts_that_were_beaten_the_prompt_is_settled_and_what_had_come_of_a_whole_answer(bed: Bed) -> None:
+    both = Limits(tpm=10_000, budget=DOLLARS.budget)
+    ex = exchange(both, max_tokens=10)
+    plan = Router({ROUTE.name: ROUTE}, None).plan(ex.request.model, ex.request.key)
+    ticket = await bed.admission.admit(ex, plan, PRICES)
+    prompt = bed.limiter.asked[0].tokens - 10
+    beaten, unsent, won = (Attempt(target=TARGET, started_at=0.0, sent_at=sent_at) for sent_at in (1.0, None, 1.0))
+    beaten.is_beaten = unsent.is_beaten = True
+    won.meter.usage = Usage(input=20, output=5)
+    ex.attempts = [beaten, unsent, won]
+    ex.outcome = Outcome.COMPLETE
+    bed.admission.settle(ex, ticket, PRICES)
+    assert (beaten.lost, unsent.lost, won.lost) == (Usage(input=prompt, output=0), None, None)
+    assert beaten.lost_cost == prompt * 1000
+    assert bed.limiter.ends == [("settle", 25 + prompt, ex.cost + prompt * 1000)]
+    assert ex.usage == Usage(input=20, output=5), "what is told of the answer is the answer's"

@@ -89,6 +89,41 @@ async def test_once_redis_is_away_nobody_waits_for_it_until_it_is_back(
     await until(lambda: not limiter.is_degraded)
 
 
+async def test_a_redis_that_answers_one_after_another_is_not_away(limiter_at: Start, front: RedisFront) -> None:
+    scope = Scope(key="alice", limits=Limits(rpm=100))
+    limiter = await limiter_at(front.url, scope, timeout=0.3)
+    await until(lambda: not limiter.is_degraded)
+    front.pace = 0.03
+    answers = await asyncio.gather(*(limiter.admit(Demand(scopes=(scope,), tokens=0)) for _ in range(30)))
+    assert granted(answers) == 30
+    assert not limiter.is_degraded, "the last one waited for longer than the timeout, and Redis was never silent for so long"
+    front.pace = 0.0
+
+
+async def test_a_redis_that_answers_ever_so_slowly_is_away_at_last(limiter_at: Start, front: RedisFront) -> None:
+    scope = Scope(key="alice", limits=Limits(rpm=1_000))
+    limiter = await limiter_at(front.url, scope, timeout=0.1)
+    await until(lambda: not limiter.is_degraded)
+    front.pace = 0.03
+    answers = await asyncio.gather(*(limiter.admit(Demand(scopes=(scope,), tokens=0)) for _ in range(100)))
+    assert granted(answers) == 100
+    assert limiter.is_degraded
+    front.pace = 0.0
+
+
+async def test_a_process_that_had_no_time_to_read_does_not_take_that_for_an_outage(limiter_at: Start, redis: RedisServer) -> None:
+    scope = Scope(key="alice", limits=Limits(rpm=100))
+    limiter = await limiter_at(redis.url, scope, timeout=TIMEOUT_SECONDS)
+    await until(lambda: not limiter.is_degraded)
+    for _ in range(3):
+        asked = asyncio.ensure_future(limiter.admit(Demand(scopes=(scope,), tokens=0)))
+        while not limiter._line._sent:
+            await asyncio.sleep(0)
+        time.sleep(10 * TIMEOUT_SECONDS)
+        assert isinstance(await asked, Grant)
+        assert not limiter.is_degraded
+
+
 async def test_a_relay_that_is_cut_off_gives_away_nothing_of_what_others_have_used(
     limiter_at: Start, redis: RedisServer, front: RedisFront
 ) -> None:

@@ -356,3 +356,19 @@ def test_any_bytes_are_read_or_refused_and_nothing_else_is_raised(raw: bytes) ->
 )
 def test_peeking_gives_a_model_only_when_every_reader_sees_the_same(raw: bytes, expected: str | None) -> None:
     assert peek_model(raw) == expected
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b'{"model":3}', "`model` must be text of at most 256 bytes, without control characters."),
+        (b'{"stream":"yes"}', "`stream` must be true or false."),
+        (b'{"stream_options":{"include_usage":1}}', "`stream_options.include_usage` must be true or false."),
+        (b'{"stream_options":[]}', "`stream_options` must be an object."),
+        (b'{"previous_response_id":4}', "`previous_response_id` must be text."),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_told_with_what_is_expected(raw: bytes, message: str) -> None:
+    with pytest.raises(ClientError) as caught:
+        parse_body(raw)
+    assert caught.value.message == message
