@@ -21,8 +21,8 @@ NAMED: Final[Mapping[str, str]] = {"green": "#299c46", "orange": "#e0752d", "red
 GREY: Final = "#6a737b"
 COLUMN_INCHES: Final = 0.58
 ROW_INCHES: Final = 0.34
-COLOURS: Final = 64
-"""Of the palette that the files are reduced to: the pictures stay small."""
+COLOURS: Final = 160
+"""Of the palette that the files are reduced to: the pictures stay small, and small patches keep their colour."""
 Json = dict[str, Any]
 Series = list[tuple[str, list[float], list[float]]]
 

@@ -76,7 +76,9 @@ class Accounts:
     def _tell_of_stall(self) -> None:
         if self._own.is_full and not self._was_full:
             self._was_full = True
-            message = "the file of limits has no room for another key or route: their requests are refused; see docs/limits.md"
+            message = (
+                "the file of limits, or its disk, has no room for another key or route: their requests are refused; see docs/limits.md"
+            )
             self._log.error("limits", result="full", message=message)
         if self._own.is_stalled == self._was_stalled:
             return

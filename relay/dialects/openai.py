@@ -43,8 +43,11 @@ _ACTIONS: Final = frozenset({("responses", "compact"), ("responses", "input_toke
 
 
 def operation_of(method: str, path: str) -> Operation:
-    """Return what is asked for."""
-    operation = _PARSED.get(path)
+    """Return what is asked for.
+
+    Another spelling of a path whose body is read is no way around what is checked and counted there.
+    """
+    operation = _PARSED.get(path) or _PARSED.get("/" + "/".join(_segments(path)).lower())
     if operation is not None:
         # GET lists stored objects on these two; OPTIONS and HEAD are the upstream's business.
         return operation if method == "POST" else Operation.OTHER
@@ -80,17 +83,28 @@ def object_id(path: str) -> str | None:
     """
     if path in _PARSED:
         return None
-    parts = [part.split(";", 1)[0] for part in unquote(path).split("/")]
-    match [*(part.lower() for part in parts[2:4]), *parts[4:5]]:
+    parts = _segments(path)
+    match [*(part.lower() for part in parts[1:3]), *parts[3:4]]:
         case ["chat", "completions", name] | ["fine_tuning", "jobs", name]:
-            return name or None
+            return name
         case [collection, action, *_] if collection in _COLLECTIONS and (collection, action) not in _ACTIONS:
-            return parts[3] or None
+            return parts[2]
         case _:
             return None
 
 
 def makes_object(path: str) -> bool:
     """Tell whether a POST to `path` answers with the id of a new object that lives at one upstream."""
-    parts = path.split("/")
-    return (len(parts) == 3 and parts[2] in _COLLECTIONS) or path == "/v1/fine_tuning/jobs"
+    match [part.lower() for part in _segments(path)]:
+        case [_, collection]:
+            return collection in _COLLECTIONS
+        case [_, "fine_tuning", "jobs"]:
+            return True
+        case _:
+            return False
+
+
+def _segments(path: str) -> list[str]:
+    """Return the segments that the laxest server sees: escapes decoded, path parameters and empty segments dropped."""
+    names = (part.split(";", 1)[0] for part in unquote(path).split("/"))
+    return [name for name in names if name]

@@ -16,7 +16,8 @@ must have stopped the holder: from then on each process admits its part of what 
 enters it when the lock is free again, because its holder went on or died. Until all have done so nobody admits from the whole.
 
 An account that was made stays: others may have it in hand, and what was spent of a budget is to be found again. Requests of a scope
-that finds no room any more are refused, and the log says so.
+that finds no room any more are refused, and the log says so. Room is set aside on the disk when an account is made: a write into a
+map for which a full disk has none would end the process (SIGBUS).
 
 After the machine's restart the monotonic clock begins anew: minutes are forgotten then, budgets are not.
 """
@@ -45,7 +46,7 @@ _NAME_CELLS: Final = 2
 _SEGMENT: Final = 64
 """Accounts in one map: each map costs a descriptor."""
 _MAX_ACCOUNTS: Final = 65_536
-"""Scopes that a file may hold, some 12 KiB each as they mostly are: an end to what keys that come and go can take."""
+"""Scopes that a file may hold, some 200 KiB each: an end to what keys that come and go can take."""
 
 SPIN_SECONDS: Final = 0.005
 """How long a lock that is taken may hold this process up, once: a turn of another process on a busy core."""
@@ -97,7 +98,7 @@ class HostTable:
         try:
             size = os.fstat(self._fd).st_size
             if size == 0:
-                os.ftruncate(self._fd, _HEADER_BYTES)
+                self._begin_file()
             elif size < _HEADER_BYTES:
                 raise self._unusable()
             header = memoryview(mmap.mmap(self._fd, _HEADER_BYTES)).cast("q")
@@ -108,6 +109,14 @@ class HostTable:
             return header
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def _begin_file(self) -> None:
+        try:
+            _set_aside(self._fd, 0, _HEADER_BYTES)
+            os.ftruncate(self._fd, _HEADER_BYTES)
+        except OSError as error:
+            os.ftruncate(self._fd, 0)
+            raise StateFileUnusable(f"cannot write {self._path}: {error.strerror}") from None
 
     def _unusable(self) -> StateFileUnusable:
         return StateFileUnusable(f"{self._path} is not a file of limits of this version; move it away (budgets then begin anew)")
@@ -287,7 +296,11 @@ class HostTable:
         index = self._header[_COUNT]
         if index >= _MAX_ACCOUNTS:
             raise Full
-        cells = self._cells(index)
+        try:
+            cells = self._cells(index)
+            _set_aside(self._fd, _HEADER_BYTES + 8 * _STRIDE * index, 8 * (_NAME_CELLS + ACCOUNT_CELLS))
+        except OSError:
+            raise Full from None
         cells[0], cells[1] = ident
         self._accounts[ident] = index
         self._header[_COUNT] = index + 1
@@ -300,7 +313,7 @@ class HostTable:
         return Account(self._cells(index)[_NAME_CELLS : _NAME_CELLS + ACCOUNT_CELLS], self.worker)
 
     def _cells(self, index: int) -> memoryview:
-        """Return the cells of account number `index`; the file grows by whole maps, of which only used pages take room."""
+        """Return the cells of account number `index`; the file grows by whole maps, of which only accounts take room."""
         while index >= len(self._segments) * _SEGMENT:
             length = 8 * _STRIDE * _SEGMENT
             offset = _HEADER_BYTES + length * len(self._segments)
@@ -309,6 +322,12 @@ class HostTable:
             self._segments.append(memoryview(mmap.mmap(self._fd, length, offset=offset)).cast("q"))
         start = _STRIDE * (index % _SEGMENT)
         return self._segments[index // _SEGMENT][start : start + _STRIDE]
+
+
+def _set_aside(fd: int, offset: int, length: int) -> None:
+    """Have the file system keep room for a part of the file. Raises OSError when there is none."""
+    if hasattr(os, "posix_fallocate"):  # macOS has none
+        os.posix_fallocate(fd, offset, length)
 
 
 def _ident(name: str) -> tuple[int, int]:

@@ -6,6 +6,7 @@ Keys, credentials, prompts and answers are in no line (a switch in `prompts` add
 characters of escaped text, and what looks like a credential in the words of others is taken out.
 """
 
+import select
 import sys
 import threading
 import time
@@ -68,10 +69,32 @@ class LogWriter:
 
     def _write(self, lines: list[bytes]) -> None:
         try:
-            self._file.write(b"\n".join([*lines, b""]))
-            self._file.flush()
+            rest = memoryview(b"\n".join([*lines, b""]))
+            while rest:
+                rest = rest[self._write_some(rest) :]
+            while not self._is_flushed():
+                pass
         except (OSError, ValueError):
             self.dropped += len(lines)
+
+    def _write_some(self, data: memoryview) -> int:
+        """Write what fits: whoever shares a terminal or a pipe with the relay may have set it not to block."""
+        written: int | None
+        try:
+            written = self._file.write(data)
+        except BlockingIOError as full:
+            written = full.characters_written
+        if written is None or written < len(data):
+            select.select((), (self._file,), ())
+        return written or 0
+
+    def _is_flushed(self) -> bool:
+        try:
+            self._file.flush()
+        except BlockingIOError:
+            select.select((), (self._file,), ())
+            return False
+        return True
 
 
 def _pieces(lines: list[bytes]) -> Iterator[list[bytes]]:

@@ -252,6 +252,9 @@ class Metrics:
         key = summary.request.key
         if key is not None and key.name not in self._keys:
             self._gone = _Gone.UNSEEN
+        for attempt in summary.attempts:
+            if attempt.target.upstream.name not in self._upstreams:
+                self._gone = _Gone.UNSEEN
 
     def _check(self) -> None:
         """Hold the identities against each other: started = ended + in flight, and nothing is served twice."""
@@ -330,11 +333,13 @@ class Metrics:
         fold = partial(self.registry.fold, "key", is_observation=False)
         shares: dict[tuple[str, str], float] = {}
         for key, limit, share in self._shares():
-            labels = (fold(key), limit)
-            shares[labels] = max(share, shares.get(labels, 0.0))
+            if key in self._keys:  # what a removed one still holds is nobody's limit
+                labels = (fold(key), limit)
+                shares[labels] = max(share, shares.get(labels, 0.0))
         tokens: dict[str, int] = {}
         for key, amount in self._reserved().items():
-            tokens[fold(key)] = tokens.get(fold(key), 0) + amount
+            if key in self._keys:
+                tokens[fold(key)] = tokens.get(fold(key), 0) + amount
         self.registry.clear(f.KEY_LIMIT_USED)
         self.registry.clear(f.TOKENS_RESERVED)
         for labels, share in shares.items():

@@ -251,12 +251,12 @@ def _include_usage(value: msgspec.Raw) -> bool:
 
 
 def _answer_tokens(values: dict[str, msgspec.Raw], answers: int) -> int | None:
-    """Return what all answers together may have; a value that is no count is the upstream's to refuse."""
-    for name in _ANSWER_BOUNDS:
-        bound = count_of(values.get(name))
-        if bound is not None:
-            return min(bound * answers, MAX_TOKENS)
-    return None
+    """Return what all answers together may have: where bounds differ, as if the upstream knew only the laxest one.
+
+    A value that is no count is the upstream's to refuse.
+    """
+    bounds = [bound for name in _ANSWER_BOUNDS if (bound := count_of(values.get(name))) is not None]
+    return min(max(bounds) * answers, MAX_TOKENS) if bounds else None
 
 
 def count_of(value: msgspec.Raw | None) -> int | None:

@@ -65,6 +65,8 @@ SECOND_LOOK_SECONDS: Final = 0.025
 GRACE_SECONDS: Final = 5.0
 """What a worker gets beyond its own bounds before it is killed."""
 _JSON: Final = b"application/json"
+_SHARED_BYTES: Final = 2**30
+"""Free memory for files without which limits are counted on a disk: a container mostly has 64 MiB, which is 300 keys."""
 
 
 class StartFailed(Exception):
@@ -389,4 +391,5 @@ class Supervisor:
 def _make_directory() -> str:
     """Make a folder of this relay's own, in memory where the system has a place for that."""
     shared = Path("/dev/shm")  # noqa: S108  # mkdtemp makes a folder for this user alone
-    return tempfile.mkdtemp(prefix=f"relay-{os.getpid()}-", dir=shared if os.access(shared, os.W_OK) else None)
+    has_room = os.access(shared, os.W_OK) and (room := os.statvfs(shared)).f_bavail * room.f_frsize >= _SHARED_BYTES
+    return tempfile.mkdtemp(prefix=f"relay-{os.getpid()}-", dir=shared if has_room else None)

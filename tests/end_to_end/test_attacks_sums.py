@@ -84,3 +84,18 @@ async def test_requests_for_endless_answers_are_within_what_can_be_counted(relay
         answers = await asyncio.gather(*(ask(relay, "alice", max_tokens=999_999_999, n=999_999_999) for _ in range(SLOTS)))
     assert Counter(answer.status for answer in answers) == {200: SLOTS}
     await every_slot_is_free(relay, upstream)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/%63ompletions", "/v1/chat/completions/", "/v1/Chat%2FCompletions;a=b"])
+async def test_another_spelling_of_the_path_is_no_way_around_a_limit(relay_with: RelayWith, upstream: ScriptedUpstream, path: str) -> None:
+    keys = {"alice": {"key": "sk-alice", "limits": {"tpm": 200}}}
+    relay = await relay_with(config(upstream, 75) | {"keys": keys})
+    upstream.answers(sse(chat_stream(*["word"] * 60)))
+    body = {"model": "fast", "stream": True, "messages": []}
+    statuses = [(await relay.post(path, body, (("Authorization", "Bearer sk-alice"),))).status for _ in range(4)]
+    assert (statuses[0], statuses[-1]) == (200, 429)
+    assert upstream.requests[0].target == path.encode()
+    assert upstream.requests[0].json()["stream_options"] == {"include_usage": True}
+    twice = b'{"model":"fast","Model":"dear","messages":[]}'
+    refused = await relay.post(path, twice, (("Authorization", "Bearer sk-alice"),))
+    assert (refused.status, refused.error_code) == (400, "duplicate_key")

@@ -36,49 +36,43 @@ async def sharing(
     return [await relay_with(told) for _ in range(relays)]
 
 
-async def assert_rest(relays: list[RelayProcess]) -> None:
-    for relay in relays:
+@pytest.mark.parametrize("rounds", ROUNDS)
+@pytest.mark.parametrize(("relays", "workers", "has_redis"), SHARED)
+async def test_of_400_at_once_exactly_100_get_in_and_no_more_than_10_run_at_once(
+    relay_with: RelayWith, upstream: ScriptedUpstream, redis: RedisServer, relays: int, workers: int, has_redis: bool, rounds: int
+) -> None:
+    keys = {"alice": {"concurrency": SLOTS}, **{f"key-{number}": {"rpm": RPM} for number in range(rounds)}}
+    started = await sharing(relay_with, upstream, redis, (relays, workers, has_redis), keys)
+    for number in range(rounds):
+        await let_exactly_the_limit_in(started, upstream, f"sk-key-{number}")
+        await let_no_more_run(started, upstream)
+        async with asyncio.timeout(WITHIN):
+            while redis.ask("ZCARD", "{relay}:alice:l") != b":0\r\n":  # what one relay has given back may be on its way
+                await asyncio.sleep(0.01)
+    for relay in started:
         await relay.assert_identities()
         assert (await relay.metrics()).value("relay_limiter_degraded") == 0
 
 
-@pytest.mark.parametrize("rounds", ROUNDS)
-@pytest.mark.parametrize(("relays", "workers", "has_redis"), SHARED)
-async def test_of_400_at_once_exactly_100_are_let_in(
-    relay_with: RelayWith, upstream: ScriptedUpstream, redis: RedisServer, relays: int, workers: int, has_redis: bool, rounds: int
-) -> None:
+async def let_exactly_the_limit_in(started: list[RelayProcess], upstream: ScriptedUpstream, key: str) -> None:
+    before = len(upstream.requests)
     upstream.answers(json_answer(ANSWER | USED))
-    keys = {f"key-{number}": {"rpm": RPM} for number in range(rounds)}
-    started = await sharing(relay_with, upstream, redis, (relays, workers, has_redis), keys)
-    for number in range(rounds):
-        bearer = (("Authorization", f"Bearer sk-key-{number}"),)
-        answers = await asyncio.gather(*(ask(started[turn % relays], bearer) for turn in range(AT_ONCE)))
-        assert Counter(answer.status for answer in answers) == {200: RPM, 429: AT_ONCE - RPM}
-        assert {code_of(answer) for answer in answers if answer.status == 429} == {"rate_limit_rpm"}
-        assert len(upstream.requests) == RPM * (number + 1)
-    await assert_rest(started)
+    bearer = (("Authorization", f"Bearer {key}"),)
+    answers = await asyncio.gather(*(ask(started[turn % len(started)], bearer) for turn in range(AT_ONCE)))
+    assert Counter(answer.status for answer in answers) == {200: RPM, 429: AT_ONCE - RPM}
+    assert {code_of(answer) for answer in answers if answer.status == 429} == {"rate_limit_rpm"}
+    assert len(upstream.requests) == before + RPM
 
 
-@pytest.mark.parametrize("rounds", ROUNDS)
-@pytest.mark.parametrize(("relays", "workers", "has_redis"), SHARED)
-async def test_no_more_than_allowed_run_at_once_and_all_slots_come_back(
-    relay_with: RelayWith, upstream: ScriptedUpstream, redis: RedisServer, relays: int, workers: int, has_redis: bool, rounds: int
-) -> None:
-    started = await sharing(relay_with, upstream, redis, (relays, workers, has_redis), {"alice": {"concurrency": SLOTS}})
-    for _ in range(rounds):
-        gate = Gate()
-        upstream.answers(gate.script)
-        asked = [asyncio.create_task(ask(started[turn % relays])) for turn in range(CALLERS)]
-        await gate.until(SLOTS)
-        while sum(task.done() for task in asked) < CALLERS - SLOTS:
-            await asyncio.wait([task for task in asked if not task.done()], return_when=asyncio.FIRST_COMPLETED, timeout=WITHIN)
-        gate.open()
-        answers = await asyncio.gather(*asked)
-        assert Counter(answer.status for answer in answers) == {200: SLOTS, 429: CALLERS - SLOTS}
-        assert gate.most == SLOTS
-        for relay in started:
-            await relay.settled()
-        async with asyncio.timeout(WITHIN):
-            while redis.ask("ZCARD", "{relay}:alice:l") != b":0\r\n":  # what one relay has given back may be on its way
-                await asyncio.sleep(0.01)
-    await assert_rest(started)
+async def let_no_more_run(started: list[RelayProcess], upstream: ScriptedUpstream) -> None:
+    gate = Gate()
+    upstream.answers(gate.script)
+    asked = [asyncio.create_task(ask(started[turn % len(started)])) for turn in range(CALLERS)]
+    await gate.until(SLOTS)
+    while sum(task.done() for task in asked) < CALLERS - SLOTS:
+        await asyncio.wait([task for task in asked if not task.done()], return_when=asyncio.FIRST_COMPLETED, timeout=WITHIN)
+    gate.open()
+    assert Counter(answer.status for answer in await asyncio.gather(*asked)) == {200: SLOTS, 429: CALLERS - SLOTS}
+    assert gate.most == SLOTS
+    for relay in started:
+        await relay.settled()

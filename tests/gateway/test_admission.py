@@ -111,7 +111,8 @@ async def test_where_no_tokens_are_counted_none_are_estimated(bed: Bed) -> None:
     ("body", "answer"),
     [
         ({"max_tokens": 100}, 100),
-        ({"max_completion_tokens": 70, "max_tokens": 100}, 70),
+        ({"max_completion_tokens": 70, "max_tokens": 100}, 100),
+        ({"max_completion_tokens": 100, "max_tokens": 70}, 100),
         ({"max_output_tokens": 80}, 80),
         ({"max_tokens": 100, "n": 3}, 300),
         ({"max_tokens": 999_999_999, "n": 999_999_999}, MAX_TOKENS),

@@ -1,6 +1,8 @@
 """Limits shared by the processes of one machine: exact between them, and nothing lost with a process that is killed."""
 
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,9 +15,11 @@ from typing import Any
 import pytest
 
 from relay.config.tree import Budget, Limits, Period
+from relay.policy.accounts import ACCOUNT_CELLS
 from relay.policy.limits import Demand, Grant, Refusal, Scope
 from relay.stores.host import SPIN_SECONDS, WAIT_SECONDS, HostTable, StateFileUnusable
 from relay.stores.ledger import Ledger
+from relay.stores.table import Full
 
 ROOT = Path(__file__).parents[2]
 
@@ -217,7 +221,8 @@ async def test_many_accounts_are_found_again_by_another_process(tmp_path: Path) 
     for scope in scopes:
         for ledger in (first, second):
             assert isinstance(await ledger.admit(Demand(scopes=(scope,), tokens=0)), Refusal)
-    assert (tmp_path / "limits").stat().st_blocks * 512 < 8 * 2**20, "pages that nothing was counted in take no room"
+    room, whole = (tmp_path / "limits").stat().st_blocks * 512, 150 * 8 * ACCOUNT_CELLS
+    assert whole <= room <= whole + 2 * 2**20, "accounts have their room before anything is counted in it, and nothing else has any"
     first.close()
     second.close()
 
@@ -227,6 +232,36 @@ def test_files_are_for_nobody_else_to_read(tmp_path: Path) -> None:
     assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
     assert {each.stat().st_mode & 0o777 for each in (tmp_path / "new").iterdir()} == {0o600}
     table.close()
+
+
+def test_a_full_disk_stops_a_start_with_a_message_and_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", _no_room)
+        with pytest.raises(StateFileUnusable, match="limits: No space left on device"):
+            HostTable(tmp_path)
+    HostTable(tmp_path).close()
+
+
+def test_a_disk_that_is_full_later_has_no_account_for_newcomers_until_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = HostTable(tmp_path)
+    table.enter()
+    table.account("key:before")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", _no_room)
+        table.account("key:before").cells[0] += 1
+        with pytest.raises(Full):
+            table.account("key:late")
+    assert table.account("key:late").cells[0] == 0
+    table.leave()
+    used = 512 * (tmp_path / "limits").stat().st_blocks
+    assert used >= 2 * 8 * ACCOUNT_CELLS  # what could be written to has its room already
+    table.close()
+
+
+def _no_room(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.parametrize("content", [b"short", b"x" * 100_000])

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -113,6 +114,21 @@ def test_a_broken_file_costs_lines_and_nothing_else(error: Exception) -> None:
     writer.put(b"two")
     writer.close()
     assert writer.dropped == 2
+
+
+@pytest.mark.parametrize("buffering", [-1, 0])
+def test_a_pipe_that_somebody_has_set_not_to_block_gets_every_line_whole(buffering: int) -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with open(writing, "wb", buffering) as file, open(reading, "rb") as reader:
+        writer = LogWriter(file)  # type: ignore[arg-type]  # a raw file is one too
+        lines = [b"%d " % number + b"x" * 200 for number in range(5_000)]  # many times what a pipe holds
+        for line in lines:
+            writer.put(line)
+        got = [reader.readline().rstrip(b"\n") for _ in lines]
+        writer.close()
+    assert got == lines
+    assert writer.dropped == 0
 
 
 # Values

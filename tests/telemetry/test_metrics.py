@@ -281,6 +281,14 @@ def test_a_request_that_a_reload_overtook_leaves_no_series_behind(metrics: Metri
     assert names(metrics, "route") == {"*", NO_ROUTE}
 
 
+def test_a_request_that_ends_at_an_upstream_which_a_reload_took_from_its_route_leaves_no_series_of_it_behind(metrics: Metrics) -> None:
+    metrics.know(replace(CONFIG, upstreams={"mine": MINE}, routes={"fast": replace(FAST, targets=FAST.targets[:1])}))
+    names(metrics, "upstream"), names(metrics, "upstream")
+    observe(metrics, Outcome.COMPLETE, attempt(FAST.targets[1]))
+    assert value(metrics, "relay_upstream_attempts_total", upstream="other") == 1
+    assert names(metrics, "upstream") == {"mine"}
+
+
 def test_a_reload_that_takes_nothing_away_drops_nothing(metrics: Metrics) -> None:
     observe(metrics, Outcome.COMPLETE, attempt(), status=418)
     before = {(name, tuple(labels.items())) for name, labels, _ in samples(metrics) if name.startswith("relay_")}
@@ -371,6 +379,19 @@ def test_a_revoked_key_whose_request_ends_late_leaves_no_series_behind(metrics: 
     assert names(metrics, "key") == set()
 
 
+def test_what_a_revoked_key_still_holds_is_not_shown() -> None:
+    metrics = Metrics(
+        CONFIG,
+        "1",
+        connections=dict,
+        dropped=lambda: 0,
+        shares=lambda: [("alice", "rpm", 0.5), ("mallory", "rpm", 0.7)],
+        reserved=lambda: {"alice": 1, "mallory": 2},
+    )
+    assert names(metrics, "key") == {"alice"}
+    assert value(metrics, "relay_tokens_reserved") == 1
+
+
 def test_looking_at_limits_and_connections_is_no_observation_that_overflows() -> None:
     config = replace(CONFIG, metrics=replace(CONFIG.metrics, label_values=1))
     metrics = Metrics(
@@ -382,6 +403,7 @@ def test_looking_at_limits_and_connections_is_no_observation_that_overflows() ->
         shares=lambda: [("alice", "rpm", 0.5), ("bob", "rpm", 0.7), ("carol", "rpm", 0.6)],
         reserved=lambda: {"alice": 1, "bob": 2, "carol": 3},
     )
+    metrics.know_keys(["alice", "bob", "carol"])
     for _ in range(3):
         assert value(metrics, "relay_label_overflow_total") == 0
         assert value(metrics, "relay_key_limit_used_ratio", key="_other") == 0.7
