@@ -110,6 +110,6 @@ async def test_leaving_before_the_answer_is_no_way_around_a_budget(relay_with: R
     async with await relay.connect() as client:
         await client.post(CHAT, body, [("Authorization", "Bearer sk-alice")])
         await upstream.wait_for("m")
-    await relay.assert_identities()
+    await relay.wait_log("request", outcome="client_gone")
     refused = await relay.post(CHAT, body, (("Authorization", "Bearer sk-alice"),))
     assert (refused.status, refused.error_code) == (429, "budget_exhausted")
