@@ -13,7 +13,18 @@ import msgspec
 
 from relay.config.tree import Key, Limits, OnLimit, Price, Route
 from relay.errors import ClientError
-from relay.exchange import JSON_OPERATIONS, MAX_TOKENS, Attempt, ClientRequest, Exchange, Operation, Outcome, Usage, UsageSource
+from relay.exchange import (
+    JSON_OPERATIONS,
+    MAX_TOKENS,
+    Attempt,
+    AttemptResult,
+    ClientRequest,
+    Exchange,
+    Operation,
+    Outcome,
+    Usage,
+    UsageSource,
+)
 from relay.forward.ports import Limiter
 from relay.policy.estimates import Answers, Ratios, cost_of, estimate_of, price_of, said_answer
 from relay.policy.limits import Demand, Grant, Limit, Refusal, Scope, Standing
@@ -170,7 +181,9 @@ class Admission:
             return
         body = exchange.request.body
         is_answered = meter.content_events > 0 or (exchange.outcome is Outcome.COMPLETE and meter.bytes_in > 0)
-        if body is None or not is_answered:
+        # The upstream bills the prompt of a caller who has left before the answer: leaving is no way around a budget.
+        is_left = last.result is AttemptResult.CANCELLED and last.sent_at is not None
+        if body is None or not (is_answered or is_left):
             return
         upstream, model = _served_by(exchange)
         output = meter.flowed_tokens or meter.content_events or (0 if said_answer(exchange.request) == 0 else _tokens_of_json(last))

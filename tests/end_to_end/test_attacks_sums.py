@@ -12,7 +12,7 @@ from tests.end_to_end.probes import ANSWER, CHAT
 from tests.fakes.client import Response
 from tests.fakes.events import DONE, chat_stream
 from tests.fakes.relay import RelayProcess
-from tests.fakes.scripts import json_answer, sse
+from tests.fakes.scripts import hang, json_answer, sse
 from tests.fakes.upstream import Peer, ScriptedUpstream
 
 SLOTS = 12
@@ -99,3 +99,17 @@ async def test_another_spelling_of_the_path_is_no_way_around_a_limit(relay_with:
     twice = b'{"model":"fast","Model":"dear","messages":[]}'
     refused = await relay.post(path, twice, (("Authorization", "Bearer sk-alice"),))
     assert (refused.status, refused.error_code) == (400, "duplicate_key")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_leaving_before_the_answer_is_no_way_around_a_budget(relay_with: RelayWith, upstream: ScriptedUpstream, stream: bool) -> None:
+    keys = {"alice": {"key": "sk-alice", "limits": {"budget": "1000 tokens/day"}}}
+    relay = await relay_with(config(upstream, 75) | {"keys": keys})
+    upstream.answers(hang())
+    body = {"model": "fast", "stream": stream, "max_tokens": 1, "messages": [{"role": "user", "content": "word " * 560}]}
+    async with await relay.connect() as client:
+        await client.post(CHAT, body, [("Authorization", "Bearer sk-alice")])
+        await upstream.wait_for("m")
+    await relay.assert_identities()
+    refused = await relay.post(CHAT, body, (("Authorization", "Bearer sk-alice"),))
+    assert (refused.status, refused.error_code) == (429, "budget_exhausted")

@@ -7,7 +7,7 @@ import pytest
 
 from relay.config.tree import Budget, Key, Limits, Period, Price, Route, Target, Timeouts, Upstream
 from relay.errors import ClientError
-from relay.exchange import MAX_TOKENS, Attempt, ClientRequest, Exchange, Operation, Outcome, Usage, UsageSource
+from relay.exchange import MAX_TOKENS, Attempt, AttemptResult, ClientRequest, Exchange, Operation, Outcome, Usage, UsageSource
 from relay.gateway.admission import Admission, all_scopes, duration, scopes_of
 from relay.policy.estimates import UNKNOWN_ANSWER
 from relay.policy.limits import Demand, Grant, Limit, Refusal, Standing
@@ -76,12 +76,13 @@ class Bed:
         self.limiter = Limiter()
         self.admission = Admission(self.limiter)
 
-    async def run(self, made: Exchange, usage: Usage | None = None, *, outcome: Outcome = Outcome.COMPLETE, **marks: Any) -> None:
+    async def run(self, made: Exchange, usage: Usage | None = None, *, outcome: Outcome | None = Outcome.COMPLETE, **marks: Any) -> None:
         """Admit, attempt once, settle."""
         assert made.route is not None
         plan = Router({made.route.name: made.route}, None).plan(made.request.model, made.request.key)
         ticket = await self.admission.admit(made, plan, PRICES)
         attempt = Attempt(target=made.route.targets[0], started_at=0.0, sent_at=marks.pop("sent_at", 1.0))
+        attempt.result = marks.pop("result", None)
         attempt.meter.usage = usage
         for name, value in marks.items():
             setattr(attempt.meter, name, value)
@@ -174,9 +175,11 @@ async def test_several_answers_at_once_are_each_as_long_as_those_before_were(bed
         (None, {"bytes_in": 400}, ("settle", 109, 0), UsageSource.ESTIMATED),
         (None, {"bytes_in": 400, "outcome": Outcome.UPSTREAM_FAILED}, ("settle", 0, 0), None),
         (None, {"content_events": 2, "outcome": Outcome.CLIENT_GONE}, ("settle", 11, 0), UsageSource.ESTIMATED),
+        (None, {"result": AttemptResult.CANCELLED, "outcome": None}, ("settle", 9, 0), UsageSource.ESTIMATED),
         (None, {"sent_at": None, "outcome": Outcome.UPSTREAM_FAILED}, ("release", 0, 0), None),
+        (None, {"sent_at": None, "result": AttemptResult.CANCELLED, "outcome": None}, ("release", 0, 0), None),
     ],
-    ids=["reported", "zero", "stream", "json", "failed", "left", "unsent"],
+    ids=["reported", "zero", "stream", "json", "failed", "left", "left early", "unsent", "left before it was sent"],
 )
 async def test_what_is_settled(
     bed: Bed, usage: Usage | None, marks: dict[str, Any], ends: tuple[str, int, int], source: UsageSource | None
