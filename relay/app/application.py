@@ -320,6 +320,9 @@ class App:
         server, listener = self._servers[0]
         listener.close()
         server.retire()
+        if self._metrics.in_flight:
+            # Whoever waits for the process to end is told what it waits for.
+            self._log.info("drain", in_flight=self._metrics.in_flight, seconds=self._config.server.drain)
         await self._idle_for(self._config.server.drain, lambda: self._is_hurried)
         self._turns.dismiss()
         self._running.cut_all(Outcome.DRAINED, "server_shutting_down")

@@ -81,6 +81,8 @@ async def test_streams_in_flight_finish_whole_while_new_connections_are_refused(
             assert (got.status, got.body, got.end) == (200, b'{"id":"x"}', "complete")
     assert await relay.wait_exit() == 0
     assert [line["outcome"] for line in relay.logs("request")] == ["complete"] * 15
+    (line,) = relay.logs("drain")
+    assert (line["in_flight"], line["seconds"]) == (15, 20.0)
     relay.assert_quiet()
 
 
@@ -92,6 +94,7 @@ async def test_idle_relay_ends_at_once(relay_with: RelayWith, upstream: Scripted
         start = terminate(relay)
         assert await relay.wait_exit() == 0
         assert time.monotonic() - start < FAST_SECONDS
+    assert relay.logs("drain") == []
 
 
 async def test_stream_longer_than_the_drain_gets_an_error_event_and_no_terminator(
