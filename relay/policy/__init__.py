@@ -10,5 +10,6 @@ in), `breaker` and `credentials` (who rests), `retries`, `ration`, `backoff` and
 How long to wait: `bounds` (which wait ends next), `deadlines`, `latency` and `lessons` (learned first tokens), `hedging` (backups),
 `slots` (turns at a full upstream).
 
-Who may what: `keys` and `keyformat`, `limits` over `accounts`, `sliding` minutes and `periods`, `estimates` of tokens.
+Who may what: `keys` and `keyformat`, `limits` over `accounts`, `sliding` minutes and `periods`, `shares` (what one of several relays
+may give away by itself), `estimates` of tokens. `window` counts for whoever judges by what came of late.
 """

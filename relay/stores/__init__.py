@@ -1,4 +1,9 @@
-"""Where what was used of limits is counted: in one process, in a file that one machine's processes share, or in Redis for many machines."""
+"""Where what was used of limits is counted: in one process, in a file that one machine's processes share, or in Redis for many machines.
+
+One machine: `ledger` counts over a `table` of accounts, which is in `memory` or in a file of the `host`; `gates` are the slots of
+upstreams there, `standin` counts while the file cannot be had. Many machines: `redis` is the limiter, `scripts` what the server runs,
+`line` the connection, `entries` what goes over it, `news` what is told later, `totals` what was heard of the others.
+"""
 
 from pathlib import Path
 

@@ -5,6 +5,9 @@ connections out, so nothing stands between a client and its worker. The supervis
 listening), restarts what dies, has a reload taken by all or by none, and answers for all of them: one `/metrics`, one
 `/readyz`. The two sides talk over a socket pair, in `messages`; a worker whose pair closes has lost its supervisor, drains
 and ends.
+
+`process` is the supervisor's, `supervisor` what it does, `child` a worker as it sees one, `restarts` when to start it again; `worker`
+is the other side, `channel` what lies between. `sums` makes one page of all, `orders` are a person's to all of them.
 """
 
 from relay.workers.process import run
