@@ -252,6 +252,14 @@ def test_a_close_delimited_body_is_proven_by_parsing_it() -> None:
             assert is_good == (cut == 10), (cut, released)
 
 
+def test_a_close_delimited_body_that_is_too_deep_to_be_read_is_not_proven() -> None:
+    port, relay = whole(is_close_delimited=True)
+    relay.feed(b"[" * 5_000 + b"]" * 5_000, 1.0)
+    relay.finish(BodyEnd.OPEN)
+    assert isinstance(port.failure, StreamBroken)
+    assert not port.is_open
+
+
 @pytest.mark.parametrize("body", [b"", b"   ", b"<html></html>", b"OK"])
 def test_a_body_that_is_not_json_is_no_answer_of_a_json_endpoint(body: bytes) -> None:
     port, relay = whole()

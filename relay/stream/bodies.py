@@ -164,7 +164,7 @@ class WholeRelay:
             return None
         try:
             msgspec.json.decode(body, type=msgspec.Raw)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):  # what is too deep to be read proves nothing either
             return StreamBroken(Break.TRUNCATED, anything=True)
         return None
 
