@@ -1,16 +1,27 @@
 """A relay as a process of its own: its event loop, its signals, its exit code."""
 
 import asyncio
+import contextlib
+import ctypes
 import gc
 import signal
 import sys
 from collections.abc import Callable
+from typing import Final
 
 from relay.app.application import App
 from relay.app.listening import listen_message
 from relay.app.reloading import Read
 from relay.config.tree import Config
 from relay.stores import RedisUnusable, StateFileUnusable
+
+LARGE_BODY_BYTES: Final = 4 * 2**20
+"""Allocations from this size on go back to the system at once, as by default those from 128 KiB on do."""
+KEPT_BYTES: Final = 16 * 2**20
+"""Free memory that is kept at most: a few large bodies and their copies."""
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_THRESHOLD: Final = -3
+"""Numbers of malloc.h (mallopt(3))."""
 
 
 def run(config: Config, *, reload: Read | None, announce: Callable[[str], None]) -> int:
@@ -43,12 +54,25 @@ async def _main(config: Config, reload: Read | None, announce: Callable[[str], N
 
 
 def settle_memory() -> None:
-    """Leave what was made at start out of garbage collections from now on.
+    """Leave what was made at start out of garbage collections from now on, and keep some memory at hand for bodies.
 
     It stays as long as the process; looking through all of it takes some 10 ms, in which no event would pass.
     """
     gc.collect()
     gc.freeze()
+    _keep_memory()
+
+
+def _keep_memory() -> None:
+    """Have glibc's allocator keep what a large body took until the next one comes; other allocators are left as they are.
+
+    By its own rules it may give every megabyte back to the system at the end of a request and fetch it anew, page by page, for the next
+    one: then a body of 1 MiB takes 2.2 ms instead of 0.8.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, LARGE_BODY_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def loop_factory(wanted: str) -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from relay.errors import LIMIT_REACHED, Break, Malformation, MalformedResponse, StreamBroken, UpstreamError
 from relay.exchange import MAX_KEPT, STALL_SECONDS, Operation, Outcome, StreamMeter
 from relay.stream.ends import COMMENT_BYTES, HOLD_EVENT_BYTES, BodyEnd, Port, broken, cut_code, error_of, ignore
-from relay.stream.flow import Flow
+from relay.stream.flow import Brake, Flow, Tally
 from relay.wire.openai import EventObserver, First
 
 
@@ -13,8 +13,8 @@ class EventRelay:
     """Relays one event stream."""
 
     __slots__ = (
+        "_brake",
         "_can_lack_done",
-        "_flow",
         "_has_terminator",
         "_held",
         "_held_bytes",
@@ -25,6 +25,7 @@ class EventRelay:
         "_observer",
         "_port",
         "_stage",
+        "_tally",
         "feed",
     )
 
@@ -43,9 +44,10 @@ class EventRelay:
         self._is_holding = False
         self._is_committed = False
         self._is_over = False
-        self._flow = flow
+        self._brake = flow if isinstance(flow, Brake) else None
+        self._tally = flow if isinstance(flow, Tally) else None
         self._stage: Callable[[bytes, float], None] = self._feed_held
-        self.feed: Callable[[bytes, float], None] = self._feed_held if flow is None else self._feed_counted
+        self.feed: Callable[[bytes, float], None] = self._feed_held if self._brake is None else self._feed_braked
         """Take body bytes with the instant they came: replaced at each stage, so that no stage pays for another's checks."""
 
     @property
@@ -79,17 +81,17 @@ class EventRelay:
 
     def _enter(self, stage: Callable[[bytes, float], None]) -> None:
         self._stage = stage
-        if self._flow is None:
+        if self._brake is None:
             self.feed = stage
 
-    def _feed_counted(self, data: bytes, now: float) -> None:
-        flow = self._flow
-        assert flow is not None
-        for piece in flow.split(data):
+    def _feed_braked(self, data: bytes, now: float) -> None:
+        brake = self._brake
+        assert brake is not None
+        for piece in brake.split(data):
             self._stage(piece, now)
             if self._is_over:
                 return
-            if not flow.goes_on() and self._is_committed:
+            if not brake.goes_on() and self._is_committed:
                 self.cut(Outcome.LIMIT_REACHED, LIMIT_REACHED)
                 return
 
@@ -98,7 +100,17 @@ class EventRelay:
         if self._meter.first_content_at is not None and not self._is_over:
             self._port.content_written()
             if self._stage == self._feed_early:
-                self._enter(self._pass)
+                self._flow_on()
+
+    def _flow_on(self) -> None:
+        self._enter(self._pass if self._tally is None else self._pass_tallied)
+
+    def _pass_tallied(self, data: bytes, now: float) -> None:
+        self._pass(data, now)
+        tally = self._tally
+        assert tally is not None
+        if self._meter.content_events >= tally.due:
+            tally.tell()
 
     def _pass(self, data: bytes, now: float) -> None:
         meter = self._meter
@@ -137,7 +149,7 @@ class EventRelay:
             return
         meter = self._meter
         if meter.first_content_at is not None:
-            self._enter(self._pass)
+            self._flow_on()
             self._port.content_written()
         if meter.terminal_at is not None and self._has_terminator:
             self._enter(self._pass_tail)

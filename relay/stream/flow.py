@@ -1,17 +1,19 @@
 """Tokens of a stream, counted while they flow, where a limit of its caller counts them.
 
-Nothing is decoded for it. `Tally` takes one content event as one token and tells the limits every few: the answer goes on whatever they
+Nothing is decoded for it. `Tally` takes one content event as one token and tells the limits now and then: the answer goes on whatever they
 say, and its reported usage corrects them in the end. `Brake` stops the stream, and a stopped stream is never corrected, so it looks
 at each event by itself, however the bytes were cut, and takes a large one for what it is.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 from relay.exchange import StreamMeter
 
 STEP: Final = 16
-"""Tokens between two looks of a tally: a limit's lock and ring are not worth a token."""
+"""Tokens between two looks of a tally at the least: a limit's lock and ring are not worth a token."""
+STEP_PART: Final = 8
+"""In a long answer, which part of it so far may be untold: what it used is known to an eighth, for next to nothing per event."""
 SLACK_BYTES: Final = 64
 """How much longer than the shortest an event of one token may be: a long word, and the padding that hides its length."""
 _BYTES_PER_TOKEN: Final = 4
@@ -19,38 +21,23 @@ _BYTES_PER_TOKEN: Final = 4
 _LINE_ENDS: Final = (b"\n", b"\r\n", b"\r")
 
 
-class Flow(Protocol):
-    """Who counts."""
-
-    def split(self, data: bytes) -> Sequence[bytes]:
-        """Return the bytes in the pieces after which to ask."""
-
-    def goes_on(self) -> bool:
-        """Take note of what the meter says now; False when the stream must stop."""
-
-
 class Tally:
     """Counts, and lets everything pass."""
 
-    __slots__ = ("_debit", "_meter", "_next")
+    __slots__ = ("_debit", "_meter", "due")
 
     def __init__(self, meter: StreamMeter, debit: Callable[[int], bool]) -> None:
         """Tell `debit` the tokens that `meter` has seen."""
         self._meter = meter
         self._debit = debit
-        self._next = STEP
+        self.due = STEP
+        """How many tokens there are to be for the next `tell`."""
 
-    def split(self, data: bytes) -> Sequence[bytes]:
-        """Return the bytes as they are."""
-        return (data,)
-
-    def goes_on(self) -> bool:
-        """Tell the limits what has flowed, every few tokens."""
+    def tell(self) -> None:
+        """Tell the limits what has flowed."""
         count = self._meter.content_events
-        if count >= self._next:
-            self._next = count + STEP
-            self._debit(count)
-        return True
+        self.due = count + max(STEP, count // STEP_PART)
+        self._debit(count)
 
 
 class Brake:
@@ -94,3 +81,6 @@ class Brake:
         meter.flowed_tokens += new + max(0, size - self._shortest - SLACK_BYTES) // _BYTES_PER_TOKEN
         holds = self._debit(meter.flowed_tokens)
         return holds or meter.finish_reason is not None or meter.terminal_at is not None
+
+
+Flow = Tally | Brake

@@ -18,6 +18,8 @@ from relay.exchange import Framing, ResponseHead, UpstreamRequest
 from relay.forward.ports import Receiver
 from relay.stream import BodyEnd
 
+COPY_BYTES: Final = 64 * 2**10
+"""From this size on a body is cheaper to write by itself than to copy behind its head."""
 MAX_HEADERS: Final = 128
 MAX_LINE: Final = 8190
 MAX_HEAD: Final = 64 * 2**10
@@ -122,7 +124,11 @@ class Connection(asyncio.Protocol):
         self._is_uploading = request.is_upload
         self.receiver = receiver
         self.served += 1
-        self.transport.write(request.head + request.body if request.body else request.head)
+        if len(request.body) < COPY_BYTES:
+            self.transport.write(request.head + request.body)
+        else:
+            self.transport.write(request.head)
+            self.transport.write(request.body)
 
     @property
     def is_reused(self) -> bool:

@@ -19,8 +19,8 @@ MAX_HELD_BYTES: Final = 64 * 2**10
 
 _BOM: Final = b"\xef\xbb\xbf"
 _LINE_ENDS: Final = (b"\n", b"\r\n", b"\r")
-_EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n")
-_EMPTY_LIST: Final = re.compile(rb"\[[ \t\r\n]*\]")
+EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n")
+find_empty_list: Final = re.compile(rb"\[[ \t\r\n]*\]").search
 _DONE: Final = (b"data: [DONE]", b"data:[DONE]")
 
 
@@ -44,7 +44,7 @@ class _State(Enum):
 class UsageRemover:
     """Takes the usage out of one stream, whatever the cuts."""
 
-    __slots__ = ("_head", "_held", "_is_after_cr", "_is_fresh", "_is_line_begun", "_line_at", "_size", "_state", "_was_removed")
+    __slots__ = ("_head", "_held", "_is_after_cr", "_is_line_begun", "_line_at", "_size", "_state", "_was_removed", "is_fresh")
 
     def __init__(self) -> None:
         self._head: bytes | None = b""
@@ -59,14 +59,14 @@ class UsageRemover:
         self._is_after_cr = False
         self._was_removed = False
         """Whether the last line went with an event that was taken out: then so does an LF that follows its CR."""
-        self._is_fresh = False
+        self.is_fresh = False
         """Whether the next byte begins an event, whatever came before."""
 
     def feed(self, data: bytes) -> bytes:
         """Return what can pass of what was held and `data`. Never raises."""
-        if self._is_fresh and data.endswith(_EVENT_ENDS) and _EMPTY_LIST.search(data) is None:
+        if self.is_fresh and data.endswith(EVENT_ENDS) and find_empty_list(data) is None:
             return data
-        return self._feed_any(data)
+        return self.feed_any(data)
 
     def rest(self) -> bytes:
         """Return what is still held, once: the stream is over, and half an event is none to be taken out."""
@@ -75,7 +75,8 @@ class UsageRemover:
         self._drop()
         return rest
 
-    def _feed_any(self, data: bytes) -> bytes:
+    def feed_any(self, data: bytes) -> bytes:
+        """Do what `feed` does, whatever comes."""
         passed: list[bytes] = []
         if self._head is not None:
             data = self._settle_head(self._head + data, passed)
@@ -88,7 +89,7 @@ class UsageRemover:
             self._take(line, passed)
         if data:
             self._is_after_cr = data.endswith(b"\r")
-        self._is_fresh = self._state is _State.BETWEEN and not self._is_after_cr and self._head is None
+        self.is_fresh = self._state is _State.BETWEEN and not self._is_after_cr and self._head is None
         return b"".join(passed)
 
     def _settle_head(self, data: bytes, passed: list[bytes]) -> bytes:
@@ -145,7 +146,7 @@ class UsageRemover:
 
 
 def _is_usage_alone(event: bytes) -> bool:
-    if _EMPTY_LIST.search(event) is None:
+    if find_empty_list(event) is None:
         return False
     values = []
     for line in event.splitlines():
