@@ -254,7 +254,7 @@ def test_a_close_delimited_body_is_proven_by_parsing_it() -> None:
 
 def test_a_close_delimited_body_that_is_too_deep_to_be_read_is_not_proven() -> None:
     port, relay = whole(is_close_delimited=True)
-    relay.feed(b"[" * 5_000 + b"]" * 5_000, 1.0)
+    relay.feed(b"[" * 200_000 + b"]" * 200_000, 1.0)
     relay.finish(BodyEnd.OPEN)
     assert isinstance(port.failure, StreamBroken)
     assert not port.is_open
