@@ -23,6 +23,9 @@ class Use(NamedTuple):
     """Spent and reserved."""
 
 
+NOTHING: Final = Use(0, 0, 0, 0)
+
+
 def share(limits: Limits, replicas: int, own: Use, total: Use | None, *, is_fresh: bool) -> Limits:
     """Return the part of `limits` for one of `replicas`, which has used `own` of the `total` that was used when that was last known."""
     minute = total if is_fresh else None

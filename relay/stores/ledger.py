@@ -18,9 +18,9 @@ from relay.errors import Overloaded
 from relay.policy import limits
 from relay.policy.accounts import Account
 from relay.policy.limits import Demand, Grant, Refusal, Scope
-from relay.policy.shares import Use
+from relay.policy.shares import NOTHING, Use
 from relay.stores.gates import SharedGate
-from relay.stores.standin import NOTHING, StandIn, private_account
+from relay.stores.standin import StandIn, private_account
 from relay.stores.table import Busy, Full, Table
 
 SLOTS_IDENTITY: Final = "slots_taken_are_returned_or_held"

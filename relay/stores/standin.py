@@ -14,13 +14,12 @@ from typing import Final
 from relay.policy import limits
 from relay.policy.accounts import ACCOUNT_CELLS, Account
 from relay.policy.limits import Demand, Grant, Refusal, Scope
-from relay.policy.shares import Use, share
+from relay.policy.shares import NOTHING, Use, share
 from relay.policy.sliding import WINDOW_MS
 from relay.stores.entries import fits
 
 APART_WAIT_MS: Final = 1_000
 """What is told to a request that only the whole limit has room for: a process that was stopped seldom stays so."""
-NOTHING: Final = Use(0, 0, 0, 0)
 
 
 def private_account() -> Account:

@@ -9,7 +9,7 @@ from typing import Final
 
 from relay.policy.accounts import kind_of
 from relay.policy.limits import Scope
-from relay.policy.shares import KNOWN_MS, Use, share
+from relay.policy.shares import KNOWN_MS, NOTHING, Use, share
 from relay.stores import scripts
 from relay.stores.entries import key_of
 from relay.stores.ledger import Ledger, monotonic_ms
@@ -22,7 +22,6 @@ _DIGITS: Final = 12
 _RECENT: Final = Script(scripts.RECENT)
 _RECENT_KEY: Final = b"{relay}:recent"
 _EACH: Final = 6
-_NOTHING: Final = Use(0, 0, 0, 0)
 
 
 class Totals:
@@ -90,7 +89,7 @@ class Totals:
         number, kind, *used = told
         scope = self._by_number.get(number)
         if scope is not None and kind_of(scope.limits.budget) == kind:
-            own = self._ledger.use(scope) if self._ledger.has(scope) else _NOTHING
+            own = self._ledger.use(scope) if self._ledger.has(scope) else NOTHING
             self._known[scope.name] = (monotonic_ms(), Use(*used), own)
 
 
